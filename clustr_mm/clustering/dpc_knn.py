@@ -1,0 +1,75 @@
+"""``dpc_knn``: one function in front of all backends, and the one place that picks among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from clustr_mm.clustering.reference import dpc_knn_reference
+from clustr_mm.clustering.tiled import dpc_knn_tiled
+
+BACKENDS: dict[str, Callable[[Tensor, Sequence[int], int], list[Tensor]]] = {
+    "reference": dpc_knn_reference,
+    "tiled": dpc_knn_tiled,
+}
+_DEFAULT = "tiled"
+
+
+@overload
+def dpc_knn(x: Tensor, num_clusters: int, k: int = 5, backend: str | None = None) -> Tensor: ...
+@overload
+def dpc_knn(
+    x: Tensor, num_clusters: Sequence[int], k: int = 5, backend: str | None = None
+) -> tuple[Tensor, ...]: ...
+def dpc_knn(
+    x: Tensor, num_clusters: int | Sequence[int], k: int = 5, backend: str | None = None
+) -> Tensor | tuple[Tensor, ...]:
+    """Clusters the tokens of every image by density peaks (DPC-KNN), without gradient or noise.
+
+    The definition is in ``reference.py``. Half precision is computed in float32.
+
+    Args:
+        x: Tokens, (B, N, C), of a floating dtype.
+        num_clusters: One cluster count M, from 1 to N, or a sequence of them in any order, which
+            share one density and one score.
+        k: Neighbours of the density estimate, the token itself included; at least 1. N where
+            there are fewer tokens.
+        backend: ``'reference'`` (the definition, O(N^2) memory), ``'tiled'`` (exact, O(N) memory,
+            any device), or None for the fastest exact one.
+
+    Returns:
+        The cluster of every token, (B, N) int64 from 0 to M - 1: the rank of its centre by score.
+        A tuple of them, in the order of the counts, if ``num_clusters`` is a sequence.
+
+    Raises:
+        ValueError: If the shape, dtype, a count, ``k`` or the backend is not one of these.
+    """
+    counts = [num_clusters] if isinstance(num_clusters, int) else list(num_clusters)
+    _check(x, counts, k)
+    name = _DEFAULT if backend is None else backend
+    if name not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; use None or one of {sorted(BACKENDS)}")
+    # Autocast would round the distances to half precision.
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        precise = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        labels = BACKENDS[name](precise, counts, min(k, x.shape[1]))
+    return labels[0] if isinstance(num_clusters, int) else tuple(labels)
+
+
+def _check(x: Tensor, counts: list[int], k: int) -> None:
+    if x.dim() != 3 or 0 in x.shape:
+        raise ValueError(f"x has shape {tuple(x.shape)}; tokens need (B, N, C), none of them 0")
+    if not x.is_floating_point():
+        raise ValueError(f"x has dtype {x.dtype}; tokens need a floating dtype")
+    if not counts:
+        raise ValueError("num_clusters is empty; give at least one cluster count")
+    for count in counts:
+        if not 1 <= count <= x.shape[1]:
+            raise ValueError(
+                f"num_clusters is {count}; with {x.shape[1]} tokens use 1 to {x.shape[1]}"
+            )
+    if k < 1:
+        raise ValueError(f"k is {k}; use at least 1")

@@ -1,0 +1,102 @@
+"""Merging tokens into cluster tokens: the differentiable weighted mean of a cluster.
+
+    c_m = sum_{i in m} w_i x_i / (sum_{i in m} w_i + eps),   w = exp(l),   eps = 1e-6
+
+exp(l) overflows in half precision at l = 11 and in float32 at 89, so numerator and denominator are
+both divided by exp(max l), the maximum taken over the cluster, and everything is summed in float32:
+
+    c_m = sum e^(l_i - max) x_i / (sum e^(l_i - max) + eps e^(-max))
+
+(Xie et al., arXiv 2208.13138, section 3; the eps is the published network's.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_EPS = 1e-6
+
+
+def merge_tokens(
+    x: Tensor, assignment: Tensor | None, num_clusters: int, weight_logits: Tensor
+) -> Tensor:
+    """Weighted mean of the tokens of every cluster.
+
+    Gradients flow through ``x`` and ``weight_logits``, never through the assignment. The result is
+    deterministic.
+
+    Args:
+        x: Tokens, (B, N, C), any floating dtype.
+        assignment: Cluster of every token, (B, N) int64 with values below ``num_clusters``; None
+            where every token is a cluster of its own, in the order of the tokens.
+        num_clusters: Number of clusters M.
+        weight_logits: Logarithms of the tokens' weights, (B, N).
+
+    Returns:
+        Cluster tokens, (B, M, C), of x's dtype; a cluster without a token is 0.
+
+    Raises:
+        ValueError: If the shapes do not fit each other.
+    """
+    batch, tokens, channels = x.shape
+    if weight_logits.shape != (batch, tokens):
+        raise ValueError(
+            f"weight_logits has shape {tuple(weight_logits.shape)}; tokens of shape "
+            f"{tuple(x.shape)} need ({batch}, {tokens})"
+        )
+    if assignment is None:
+        if num_clusters != tokens:
+            raise ValueError(
+                f"num_clusters is {num_clusters}, but without an assignment each of the {tokens} "
+                "tokens is a cluster of its own; pass an assignment or that number"
+            )
+        return merge_single_tokens(x, weight_logits)
+    if assignment.shape != (batch, tokens):
+        raise ValueError(
+            f"assignment has shape {tuple(assignment.shape)}; tokens of shape {tuple(x.shape)} "
+            f"need ({batch}, {tokens})"
+        )
+    with torch.autocast(x.device.type, enabled=False):
+        precise = torch.promote_types(x.dtype, torch.float32)
+        logits = weight_logits.to(precise)
+        # Clusters of different images become different rows of one flat array.
+        image = torch.arange(batch, device=x.device)[:, None] * num_clusters
+        row = (assignment + image).flatten()  # (B N,)
+        rows = batch * num_clusters
+
+        with torch.no_grad():  # the value does not depend on the maximum
+            largest = logits.new_full((rows,), -torch.inf)
+            largest = largest.scatter_reduce(0, row, logits.flatten(), "amax")
+            largest = largest.masked_fill(largest == -torch.inf, 0)  # empty clusters
+        weight = (logits.flatten() - largest[row]).exp()  # (B N,)
+        weighted = x.to(precise).flatten(0, 1) * weight[:, None]  # (B N, C)
+        numerator = _sum_rows(weighted, row, rows)  # (B M, C)
+        denominator = _sum_rows(weight, row, rows) + _EPS * (-largest).exp()  # (B M,)
+        merged = numerator / denominator[:, None]
+    return merged.view(batch, num_clusters, channels).to(x.dtype)
+
+
+def merge_single_tokens(x: Tensor, weight_logits: Tensor) -> Tensor:
+    """Cluster tokens where every token is a cluster of its own: w x / (w + eps).
+
+    Args:
+        x: Tokens, (B, N, C).
+        weight_logits: Logarithms of the tokens' weights, (B, N).
+
+    Returns:
+        Cluster tokens, (B, N, C), of x's dtype.
+    """
+    precise = torch.promote_types(x.dtype, torch.float32)
+    # e^l / (e^l + eps) is the logistic function of l - log(eps).
+    share = torch.sigmoid(weight_logits.to(precise) - torch.tensor(_EPS, dtype=precise).log())
+    return (x * share[..., None]).to(x.dtype)
+
+
+def _sum_rows(values: Tensor, row: Tensor, rows: int) -> Tensor:
+    """Sums values (L,) or (L, C) by row index (L,) into (rows,) or (rows, C), deterministically."""
+    total = values.new_zeros(rows, *values.shape[1:])
+    if values.is_cuda:
+        # index_add adds with atomics there, in any order; index_put sorts first.
+        return total.index_put((row,), values, accumulate=True)
+    return total.index_add(0, row, values)

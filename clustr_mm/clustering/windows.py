@@ -1,0 +1,137 @@
+"""Clustering the windows of a map each by itself, with cluster numbers that are global again.
+
+A map of H x W tokens is split evenly into max(1, round(H / w)) x max(1, round(W / w)) windows. Each
+gets its share of every scale's clusters. Clustering then costs O(N w^2) instead of O(N^2), and one
+window is the whole image as long as the map is smaller than 1.5 w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from clustr_mm.clustering.dpc_knn import dpc_knn
+
+
+@dataclass(frozen=True)
+class WindowGroup:
+    """Windows of one size with the same cluster counts.
+
+    Attributes:
+        tokens: Index of every window's tokens in the map, (windows, n) int64.
+        clusters: For each scale the index of every window's clusters among all clusters of the
+            image, (windows, m) int64.
+    """
+
+    tokens: Tensor
+    clusters: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A map split into windows.
+
+    Attributes:
+        groups: The windows, grouped by size and cluster counts.
+        num_clusters: For each scale the clusters of the whole image. A window has at least one, so
+            this can be more than was asked for if the windows are tiny.
+        num_tokens: Tokens of the map.
+    """
+
+    groups: tuple[WindowGroup, ...]
+    num_clusters: tuple[int, ...]
+    num_tokens: int
+
+
+@lru_cache(maxsize=64)
+def split_map(
+    height: int, width: int, window: int, num_clusters: tuple[int, ...], device: torch.device
+) -> Windows:
+    """Splits a map evenly into windows and hands each its share of the clusters.
+
+    Args:
+        height: Rows of tokens H.
+        width: Columns of tokens W.
+        window: Side w of a window, in tokens, about.
+        num_clusters: Cluster counts of the whole map, one for each scale.
+        device: Where the index tensors live.
+
+    Returns:
+        The windows. Shares are in proportion to the windows' tokens; remainders go to the first.
+    """
+    row_parts = torch.arange(height).tensor_split(max(1, round(height / window)))
+    column_parts = torch.arange(width).tensor_split(max(1, round(width / window)))
+    tokens = [
+        (rows[:, None] * width + columns).flatten()
+        for rows in row_parts
+        for columns in column_parts
+    ]
+    sizes = [len(t) for t in tokens]
+    shares = [_shares(count, sizes) for count in num_clusters]  # [scale][window]
+    ends = [torch.tensor(share).cumsum(0).tolist() for share in shares]
+
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for i, size in enumerate(sizes):
+        alike.setdefault((size, *(share[i] for share in shares)), []).append(i)
+
+    def clusters_of(members: list[int], scale: int) -> Tensor:
+        if num_clusters[scale] == height * width:  # every token is a cluster, in token order
+            return torch.stack([tokens[i] for i in members])
+        share, end = shares[scale], ends[scale]
+        return torch.stack([torch.arange(end[i] - share[i], end[i]) for i in members])
+
+    groups = tuple(
+        WindowGroup(
+            torch.stack([tokens[i] for i in members]).to(device),
+            tuple(clusters_of(members, s).to(device) for s in range(len(num_clusters))),
+        )
+        for members in alike.values()
+    )
+    return Windows(groups, tuple(end[-1] for end in ends), height * width)
+
+
+def _shares(count: int, sizes: list[int]) -> list[int]:
+    """Shares a count out over windows of the given sizes: in proportion, at least 1 each."""
+    shares = [count * size // sum(sizes) for size in sizes]
+    remainder = count - sum(shares)
+    for i, size in enumerate(sizes):
+        if remainder > 0 and shares[i] < size:
+            shares[i] += 1
+            remainder -= 1
+    return [max(1, share) for share in shares]
+
+
+def windowed_dpc_knn(
+    x: Tensor, windows: Windows, k: int = 5, backend: str | None = None
+) -> tuple[Tensor | None, ...]:
+    """DPC-KNN in every window by itself.
+
+    Args:
+        x: Tokens of the map, (B, H W, C).
+        windows: The map's windows.
+        k: Neighbours of the density estimate.
+        backend: As for ``dpc_knn``.
+
+    Returns:
+        For each scale the cluster of every token, (B, H W) int64, numbered over the whole image;
+        None where every token is a cluster of its own, in the order of the tokens.
+    """
+    batch, tokens, channels = x.shape
+    scales = [s for s, count in enumerate(windows.num_clusters) if count < tokens]
+    labels: list[Tensor | None] = [None] * len(windows.num_clusters)
+    for s in scales:
+        labels[s] = torch.empty(batch, tokens, dtype=torch.int64, device=x.device)
+    if not scales:
+        return tuple(labels)
+    for group in windows.groups:
+        count, size = group.tokens.shape
+        in_windows = x[:, group.tokens].view(batch * count, size, channels)
+        local = dpc_knn(in_windows, [group.clusters[s].shape[1] for s in scales], k, backend)
+        for s, label in zip(scales, local, strict=True):
+            first = group.clusters[s][:, :1]  # (windows, 1)
+            labels[s][:, group.tokens] = label.view(batch, count, size) + first
+    return tuple(labels)
