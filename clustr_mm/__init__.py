@@ -1,0 +1,16 @@
+"""ClusTR for OpenMMLab: importing this package registers the backbone in mmengine's registries.
+
+``custom_imports = dict(imports=['clustr_mm'])`` in a config is all that a task library needs.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from clustr_mm.clustering import dpc_knn, merge_tokens
+from clustr_mm.models import ClusterAttention, ClusTR
+
+try:
+    __version__ = version("clustr-mm")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+unknown"
+
+__all__ = ["ClusTR", "ClusterAttention", "__version__", "dpc_knn", "merge_tokens"]

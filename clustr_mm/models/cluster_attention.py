@@ -1,0 +1,226 @@
+"""Multi-scale cluster attention: every token asks, clusters of tokens answer.
+
+Xie et al., "ClusTR: Exploring Efficient Self-attention via Clustering for Vision Transformers",
+arXiv 2208.13138, section 3. Tokens in, tokens out: any sequence will do, a map is needed for
+windows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clustr_mm.clustering import Windows, dpc_knn, merge_tokens, split_map, windowed_dpc_knn
+
+FineScope = Literal["global", "window"]
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The clustering of a batch of token sequences at several scales.
+
+    Attributes:
+        labels: For each scale the cluster of every token, (B, N) int64; None where every token is
+            a cluster of its own, in the order of the tokens.
+        num_clusters: For each scale the number of clusters M.
+        windows: The windows in which the clustering was done; None for the whole sequence.
+    """
+
+    labels: tuple[Tensor | None, ...]
+    num_clusters: tuple[int, ...]
+    windows: Windows | None = None
+
+
+def attend(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
+    """Multi-head scaled dot-product attention.
+
+    Args:
+        q: Queries, (B, N, C).
+        kv: Keys and values of M tokens, (B, M, 2 C).
+        num_heads: Number of heads; divides C.
+
+    Returns:
+        (B, N, C).
+    """
+    q = q.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, heads, N, 64)
+    k, v = kv.unflatten(-1, (2, num_heads, -1)).permute(2, 0, 3, 1, 4)  # 2 (B, heads, M, 64)
+    out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, 64)
+    return out.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Ordinary multi-head self-attention, with one projection for keys and values.
+
+    Args:
+        dim: Channels C.
+        num_heads: Number of heads; divides ``dim``.
+        qkv_bias: Whether the query, key and value projections have a bias.
+    """
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        _check_heads(dim, num_heads)
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attends from all tokens to all tokens, (B, N, C) to (B, N, C)."""
+        return self.proj(attend(self.q(x), self.kv(x), self.num_heads))
+
+
+class ClusterAttention(nn.Module):
+    """Attention whose keys and values are clusters of the tokens, found by content.
+
+    For every scale, the tokens' clusters (DPC-KNN, no gradient) are merged into cluster tokens by
+    a learned weight, projected to keys and values, and attended to by all tokens and heads. The
+    scales' results are added and projected.
+
+    Args:
+        dim: Channels C.
+        num_heads: Number of heads; divides ``dim``.
+        reduction: Side r of the square of tokens that the coarsest cluster stands for: the first
+            scale has max(1, N // r^2) clusters.
+        scales: Cluster counts as multiples of the first scale's, ascending from 1, at most N.
+        k: Neighbours of the density estimate, the token itself included.
+        qkv_bias: Whether the query, key and value projections have a bias.
+        cluster_window: Side of the windows, in tokens, that are clustered each by itself; None
+            for the whole sequence.
+        fine_scope: ``'window'`` lets every scale but the first be attended to from its own window
+            only (needs ``cluster_window``); ``'global'`` from everywhere.
+        backend: Backend of the clustering, see ``clustr_mm.clustering.dpc_knn``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        reduction: int = 8,
+        scales: Sequence[int] = (1, 4),
+        k: int = 5,
+        qkv_bias: bool = True,
+        cluster_window: int | None = None,
+        fine_scope: FineScope = "global",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        _check_heads(dim, num_heads)
+        scales = tuple(scales)
+        if not scales or scales[0] != 1 or sorted(set(scales)) != list(scales):
+            raise ValueError(f"scales is {scales}; use ascending multiples from 1, such as (1, 4)")
+        if reduction < 1:
+            raise ValueError(f"reduction is {reduction}; use at least 1")
+        if k < 1:
+            raise ValueError(f"k is {k}; use at least 1")
+        if cluster_window is not None and cluster_window < 1:
+            raise ValueError(f"cluster_window is {cluster_window}; use None or at least 1")
+        if fine_scope not in ("global", "window"):
+            raise ValueError(f"fine_scope is {fine_scope!r}; use 'global' or 'window'")
+        if fine_scope == "window" and cluster_window is None:
+            raise ValueError("fine_scope is 'window' without windows; set cluster_window, say to 56")
+        self.num_heads = num_heads
+        self.reduction = reduction
+        self.scales = scales
+        self.k = k
+        self.cluster_window = cluster_window
+        self.fine_scope = fine_scope
+        self.backend = backend
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.token_weight = nn.Linear(dim, 1)  # logarithm of a token's weight in its cluster
+        self.kvs = nn.ModuleList(nn.Linear(dim, 2 * dim, bias=qkv_bias) for _ in scales)
+        self.proj = nn.Linear(dim, dim)
+
+    def extra_repr(self) -> str:
+        """The settings that no submodule shows."""
+        return (
+            f"num_heads={self.num_heads}, reduction={self.reduction}, scales={self.scales}, "
+            f"k={self.k}, cluster_window={self.cluster_window}, fine_scope={self.fine_scope!r}"
+        )
+
+    def num_clusters(self, tokens: int) -> tuple[int, ...]:
+        """Cluster counts of a sequence of N tokens, one for each scale."""
+        coarse = max(1, tokens // self.reduction**2)
+        return tuple(min(tokens, scale * coarse) for scale in self.scales)
+
+    @torch.no_grad()
+    def cluster(self, x: Tensor, hw: tuple[int, int] | None = None) -> Clusters:
+        """Finds the clusters of the tokens.
+
+        Args:
+            x: Tokens, (B, N, C).
+            hw: Height and width of the map of tokens, H W = N; needed for windows.
+
+        Returns:
+            The clusters, to be handed to ``forward``, also of another layer.
+
+        Raises:
+            ValueError: If windows are asked for without a map.
+        """
+        tokens = x.shape[1]
+        counts = self.num_clusters(tokens)
+        if self.cluster_window is not None:
+            if hw is None:
+                raise ValueError("cluster_window needs a map; pass hw=(height, width)")
+            windows = split_map(*hw, self.cluster_window, counts, x.device)
+            if len(windows.groups) > 1 or len(windows.groups[0].tokens) > 1:
+                labels = windowed_dpc_knn(x, windows, self.k, self.backend)
+                return Clusters(labels, windows.num_clusters, windows)
+        # Where every token is a cluster, attention does not see in which order.
+        asked = [count for count in counts if count < tokens]
+        found = iter(dpc_knn(x, asked, self.k, self.backend) if asked else ())
+        return Clusters(tuple(next(found) if m < tokens else None for m in counts), counts)
+
+    def forward(
+        self, x: Tensor, hw: tuple[int, int] | None = None, clusters: Clusters | None = None
+    ) -> Tensor:
+        """Attends from all tokens to the clusters of all scales.
+
+        Args:
+            x: Tokens, (B, N, C).
+            hw: Height and width of the map of tokens; needed for windows.
+            clusters: Clusters to use; None to find x's own.
+
+        Returns:
+            (B, N, C).
+        """
+        if clusters is None:
+            clusters = self.cluster(x, hw)
+        q = self.q(x)  # (B, N, C)
+        weight_logits = self.token_weight(x).squeeze(-1)  # (B, N)
+        total: Tensor | None = None
+        for scale, kv in enumerate(self.kvs):
+            labels, count = clusters.labels[scale], clusters.num_clusters[scale]
+            merged = merge_tokens(x, labels, count, weight_logits)  # (B, M, C)
+            if self.fine_scope == "window" and scale > 0 and clusters.windows is not None:
+                out = self._attend_in_windows(q, kv(merged), clusters.windows, scale)
+            else:
+                out = attend(q, kv(merged), self.num_heads)
+            total = out if total is None else total + out
+        return self.proj(total)
+
+    def _attend_in_windows(self, q: Tensor, kv: Tensor, windows: Windows, scale: int) -> Tensor:
+        """Attends from every token to the clusters of its own window, (B, N, C)."""
+        batch, tokens, channels = q.shape
+        outs, places = [], []
+        for group in windows.groups:
+            q_group = q[:, group.tokens].flatten(0, 1)  # (B windows, n, C)
+            kv_group = kv[:, group.clusters[scale]].flatten(0, 1)  # (B windows, m, 2 C)
+            out = attend(q_group, kv_group, self.num_heads)
+            outs.append(out.view(batch, -1, channels))
+            places.append(group.tokens.flatten())
+        # Back from window order to map order.
+        return torch.cat(outs, dim=1)[:, torch.cat(places).argsort()]
+
+
+def _check_heads(dim: int, num_heads: int) -> None:
+    if num_heads < 1 or dim % num_heads:
+        raise ValueError(f"num_heads is {num_heads}; use a divisor of the {dim} channels")

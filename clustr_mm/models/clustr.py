@@ -1,0 +1,438 @@
+"""ClusTR: a four-stage vision transformer whose keys and values are clusters of tokens.
+
+Xie et al., "ClusTR: Exploring Efficient Self-attention via Clustering for Vision Transformers",
+arXiv 2208.13138. Shapes in comments: B images, N = H W tokens of a stage, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from clustr_mm.models.checkpoint import load_pretrained
+from clustr_mm.models.cluster_attention import (
+    ClusterAttention,
+    Clusters,
+    FineScope,
+    SelfAttention,
+)
+
+# The published variants b1, b2 and b3. A reduction of 1 means ordinary self-attention.
+ARCHS: dict[str, dict[str, tuple[int, ...]]] = {
+    "tiny": dict(
+        embed_dims=(64, 128, 256, 512),
+        depths=(1, 2, 6, 1),
+        num_heads=(1, 2, 4, 8),
+        mlp_ratios=(8, 8, 4, 4),
+        reductions=(8, 4, 2, 1),
+    ),
+    "small": dict(
+        embed_dims=(64, 128, 256, 512),
+        depths=(3, 5, 13, 2),
+        num_heads=(1, 2, 4, 8),
+        mlp_ratios=(8, 8, 4, 4),
+        reductions=(8, 4, 2, 1),
+    ),
+    "base": dict(
+        embed_dims=(64, 128, 320, 512),
+        depths=(3, 5, 18, 3),
+        num_heads=(1, 2, 5, 8),
+        mlp_ratios=(8, 8, 4, 4),
+        reductions=(8, 4, 2, 1),
+    ),
+}
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for some images of a batch (stochastic depth, Huang et al. 2016).
+
+    Args:
+        rate: Probability of dropping, from 0 to below 1.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scales the images that stay so that the expectation does not change."""
+        if self.rate == 0 or not self.training:
+            return x
+        keep = 1 - self.rate
+        mask = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep)
+        return x * (mask / keep)
+
+    def extra_repr(self) -> str:
+        """The rate."""
+        return f"rate={self.rate:.3f}"
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping patch embedding: a strided convolution and a LayerNorm.
+
+    Args:
+        in_channels: Channels of the map that comes in.
+        dim: Channels C of the tokens.
+        patch: Side of a patch.
+        stride: Distance of two patches.
+    """
+
+    def __init__(self, in_channels: int, dim: int, patch: int, stride: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, patch, stride=stride, padding=patch // 2)
+        self.norm = nn.LayerNorm(dim, eps=1e-5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Embeds a map (B, in_channels, height, width) as tokens (B, H W, C) and (H, W)."""
+        x = self.proj(x)  # (B, C, H, W)
+        return self.norm(x.flatten(2).transpose(1, 2)), (x.shape[2], x.shape[3])
+
+
+class MLP(nn.Module):
+    """Linear, GELU(u + DWConv3x3(u)), Linear. The convolution is where positions come from.
+
+    Args:
+        dim: Channels C.
+        hidden: Channels in between.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """Maps tokens (B, H W, C) to (B, H W, C)."""
+        u = self.fc1(x)  # (B, N, hidden)
+        map_ = u.transpose(1, 2).unflatten(2, hw)  # (B, hidden, H, W), channels last in memory
+        u = u + self.dwconv(map_).flatten(2).transpose(1, 2)
+        return self.fc2(F.gelu(u))
+
+
+class Block(nn.Module):
+    """A transformer block: x + Attn(LN(x)), then x + MLP(LN(x)).
+
+    Args:
+        dim: Channels C.
+        attn: The attention.
+        mlp_ratio: Hidden channels of the MLP, as a multiple of ``dim``.
+        drop_path: Probability of dropping a branch.
+    """
+
+    def __init__(
+        self, dim: int, attn: ClusterAttention | SelfAttention, mlp_ratio: float, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def cluster(self, x: Tensor, hw: tuple[int, int]) -> Clusters | None:
+        """The clusters that the attention would find in tokens (B, N, C); None without any."""
+        if isinstance(self.attn, SelfAttention):
+            return None
+        with torch.no_grad():
+            return self.attn.cluster(self.norm1(x), hw)
+
+    def forward(self, x: Tensor, hw: tuple[int, int], clusters: Clusters | None) -> Tensor:
+        """Maps tokens (B, N, C) to (B, N, C) with the given clusters."""
+        y = self.norm1(x)
+        y = self.attn(y) if clusters is None else self.attn(y, hw, clusters)
+        x = x + self.drop_path(y)
+        return x + self.drop_path(self.mlp(self.norm2(x), hw))
+
+
+class Stage(nn.Module):
+    """A patch embedding, blocks, and a closing LayerNorm.
+
+    Args:
+        patch_embed: The patch embedding.
+        blocks: The blocks.
+        dim: Channels C.
+        recluster_every: Blocks that share one clustering; 0 for all of them.
+        with_cp: Whether to keep no activations inside the blocks and compute them again for the
+            backward pass.
+    """
+
+    def __init__(
+        self,
+        patch_embed: PatchEmbed,
+        blocks: Sequence[Block],
+        dim: int,
+        recluster_every: int,
+        with_cp: bool,
+    ) -> None:
+        super().__init__()
+        self.patch_embed = patch_embed
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.recluster_every = recluster_every
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor, record: list[Clusters] | None = None) -> Tensor:
+        """Maps a map to the stage's map.
+
+        Args:
+            x: (B, C_in, height, width).
+            record: If given, every block's clusters are appended to it.
+
+        Returns:
+            (B, C, H, W).
+        """
+        x, hw = self.patch_embed(x)  # (B, N, C)
+        clusters: Clusters | None = None
+        for i, block in enumerate(self.blocks):
+            if i == 0 or (self.recluster_every and i % self.recluster_every == 0):
+                # Outside of the checkpoint: the backward pass need not find them again.
+                clusters = cast(Block, block).cluster(x, hw)
+            if record is not None and clusters is not None:
+                record.append(clusters)
+            if self.with_cp and x.requires_grad:
+                x = cast(Tensor, checkpoint(block, x, hw, clusters, use_reentrant=False))
+            else:
+                x = block(x, hw, clusters)
+        return self.norm(x).transpose(1, 2).unflatten(2, hw)  # channels last in memory
+
+
+@MODELS.register_module()
+class ClusTR(BaseModule):
+    """The ClusTR backbone, for detection, segmentation, pose and classification alike.
+
+    Args:
+        arch: ``'tiny'``, ``'small'``, ``'base'``, or a dict with the keys of ``ARCHS``'s entries,
+            each with one value for each stage.
+        in_channels: Channels of the images.
+        out_indices: Stages whose maps are returned, from 0.
+        frozen_stages: The last stage whose parameters are frozen; -1 for none.
+        norm_eval: Whether normalisation layers stay in evaluation mode during training.
+        with_cp: Whether to save memory in training by computing activations twice.
+        drop_path_rate: Probability of dropping the last block's branches; it grows from 0 over
+            all blocks.
+        scales: Cluster counts as multiples of the coarsest, (1, 4) in the paper.
+        k: Neighbours of the density estimate, the token itself included.
+        qkv_bias: Whether the query, key and value projections have a bias.
+        recluster_every: Blocks that share one clustering: 1 clusters in every block (the paper),
+            0 once in a stage.
+        cluster_window: Side of the windows that are clustered each by itself, in tokens of the
+            first stage; halved from stage to stage. None for the whole image (the paper); 56 is
+            the training grid of 224 x 224 images.
+        fine_scope: ``'global'`` (the paper) or ``'window'``: all scales but the coarsest are
+            attended to from their own window only.
+        backend: Backend of the clustering, see ``clustr_mm.clustering.dpc_knn``.
+        init_cfg: mmengine's initialisation. ``dict(type='Pretrained', checkpoint=...,
+            prefix='backbone.')`` loads strictly.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Sequence[int]] = "small",
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        drop_path_rate: float = 0.1,
+        scales: Sequence[int] = (1, 4),
+        k: int = 5,
+        qkv_bias: bool = True,
+        recluster_every: int = 1,
+        cluster_window: int | None = None,
+        fine_scope: FineScope = "global",
+        backend: str | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        facts = _arch_facts(arch)
+        num_stages = len(facts["depths"])
+        _check_indices(out_indices, frozen_stages, num_stages)
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate is {drop_path_rate}; use 0 to below 1")
+        if recluster_every < 0:
+            raise ValueError(f"recluster_every is {recluster_every}; use 0 (once in a stage) or more")
+        self.arch = arch
+        self.in_channels = in_channels
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.channels: tuple[int, ...] = facts["embed_dims"]
+        self.strides = tuple(4 * 2**s for s in range(num_stages))
+
+        rates = iter(torch.linspace(0, drop_path_rate, sum(facts["depths"])).tolist())
+        stages = []
+        for s in range(num_stages):
+            dim, heads, reduction = (facts[f][s] for f in ("embed_dims", "num_heads", "reductions"))
+            window = None if cluster_window is None else max(1, cluster_window // 2**s)
+
+            def attention(dim=dim, heads=heads, reduction=reduction, window=window):
+                if reduction == 1:
+                    return SelfAttention(dim, heads, qkv_bias)
+                return ClusterAttention(
+                    dim, heads, reduction, scales, k, qkv_bias, window, fine_scope, backend
+                )
+
+            blocks = [
+                Block(dim, attention(), facts["mlp_ratios"][s], next(rates))
+                for _ in range(facts["depths"][s])
+            ]
+            embed = (
+                PatchEmbed(in_channels, dim, patch=7, stride=4)
+                if s == 0
+                else PatchEmbed(self.channels[s - 1], dim, patch=3, stride=2)
+            )
+            stages.append(Stage(embed, blocks, dim, recluster_every, with_cp))
+        self.stages = nn.ModuleList(stages)
+        self.apply(_initialise)
+        self._freeze()
+
+    @property
+    def feature_info(self) -> list[dict[str, int]]:
+        """Stage index, channels and stride of every map that ``forward`` returns."""
+        return [
+            dict(index=i, num_chs=self.channels[i], reduction=self.strides[i])
+            for i in self.out_indices
+        ]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Computes the maps of the stages in ``out_indices``.
+
+        Args:
+            images: (B, in_channels, height, width), any size from 1 x 1.
+
+        Returns:
+            Maps (B, C, H, W) at strides 4, 8, 16 and 32, the sizes rounded up.
+
+        Raises:
+            ValueError: If the images have another number of dimensions or channels, or none.
+        """
+        return tuple(x for i, x in self._run(images, None) if i in self.out_indices)
+
+    @torch.no_grad()
+    def cluster_maps(self, images: Tensor) -> list[list[tuple[Tensor, ...]]]:
+        """The clusters that the network finds in images, as label maps.
+
+        Args:
+            images: (B, in_channels, height, width).
+
+        Returns:
+            For each stage, block and scale a map (B, H, W) int64 of cluster numbers. Stages with
+            ordinary attention have an empty list.
+        """
+        record: list[list[Clusters]] = []
+        maps: list[list[tuple[Tensor, ...]]] = []
+        for i, x in self._run(images, record):
+            batch, _, height, width = x.shape
+            single = torch.arange(height * width, device=x.device).expand(batch, -1)
+            maps.append(
+                [
+                    tuple(
+                        (single if label is None else label).view(batch, height, width)
+                        for label in clusters.labels
+                    )
+                    for clusters in record[i]
+                ]
+            )
+        return maps
+
+    def _run(self, images: Tensor, record: list[list[Clusters]] | None):
+        """Yields (stage index, map) up to the last stage that is asked for."""
+        if images.dim() != 4 or images.shape[1] != self.in_channels or 0 in images.shape:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}; use (B, {self.in_channels}, height, "
+                "width), none of them 0"
+            )
+        x = images
+        last = len(self.stages) - 1 if record is not None else max(self.out_indices)
+        for i in range(last + 1):
+            clusters: list[Clusters] = []
+            if record is not None:
+                record.append(clusters)
+            x = self.stages[i](x, clusters if record is not None else None)
+            yield i, x
+
+    def init_weights(self) -> None:
+        """Initialises from ``init_cfg``; a ``Pretrained`` entry is loaded strictly.
+
+        Raises:
+            CheckpointError: If the checkpoint is missing, unreadable, or not of this variant.
+        """
+        entries = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
+        pretrained = [e for e in entries if e and e.get("type") == "Pretrained"]
+        if not pretrained:
+            super().init_weights()
+        elif len(entries) > 1:
+            raise ValueError("init_cfg has a Pretrained entry beside others; leave only that one")
+        else:
+            load_pretrained(self, pretrained[0])
+            self._is_init = True
+
+    def train(self, mode: bool = True) -> ClusTR:
+        """Sets the mode; frozen stages stay in evaluation mode, and norms if ``norm_eval``."""
+        super().train(mode)
+        self._freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, (_BatchNorm, nn.LayerNorm)):
+                    module.eval()
+        return self
+
+    def _freeze(self) -> None:
+        for stage in self.stages[: self.frozen_stages + 1]:
+            stage.eval()
+            stage.requires_grad_(False)
+        # Stages that never run get no gradient; data-parallel training wants to know.
+        for stage in self.stages[max(self.out_indices) + 1 :]:
+            stage.requires_grad_(False)
+
+
+def _arch_facts(arch: str | Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ValueError(f"arch is {arch!r}; use one of {sorted(ARCHS)} or a dict")
+        return dict(ARCHS[arch])
+    keys = set(ARCHS["tiny"])
+    if set(arch) != keys:
+        raise ValueError(f"arch has the keys {sorted(arch)}; use {sorted(keys)}")
+    lengths = {key: len(values) for key, values in arch.items()}
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        raise ValueError(f"arch has {lengths} values; give each key one value for each stage")
+    if min(min(values) for values in arch.values()) < 1:
+        raise ValueError(f"arch is {dict(arch)}; use values from 1")
+    return {key: tuple(values) for key, values in arch.items()}
+
+
+def _check_indices(out_indices: Sequence[int], frozen_stages: int, num_stages: int) -> None:
+    indices = tuple(out_indices)
+    if not indices or any(not 0 <= i < num_stages for i in indices):
+        raise ValueError(f"out_indices is {indices}; use indices from 0 to {num_stages - 1}")
+    if list(indices) != sorted(set(indices)):
+        raise ValueError(f"out_indices is {indices}; use each index once, ascending")
+    if not -1 <= frozen_stages < num_stages:
+        raise ValueError(f"frozen_stages is {frozen_stages}; use -1 to {num_stages - 1}")
+
+
+def _initialise(module: nn.Module) -> None:
+    """The published network's initialisation of one layer."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)

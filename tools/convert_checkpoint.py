@@ -1,0 +1,53 @@
+"""Turns a state dict with the published network's key names into one with ours.
+
+    python tools/convert_checkpoint.py SRC DST
+
+SRC holds the published keys bare, or under 'model' or 'state_dict'. DST gets
+{'state_dict': {'backbone.*', 'head.fc.*'}}, or is a safetensors file where its name ends so. Values
+and dtypes are kept. A key without a partner on the other side is an error that lists it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from pathlib import Path
+
+from clustr_mm.models.checkpoint import (
+    read_checkpoint,
+    save_checkpoint,
+    state_dict_of,
+)
+from clustr_mm.models.published import convert_published
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("src", metavar="SRC", type=Path, help="checkpoint with published keys")
+    parser.add_argument("dst", metavar="DST", type=Path, help="where to write ours")
+    parser.add_argument(
+        "--arch",
+        help="tiny, small or base, or a dict of your own variant such as "
+        "\"{'embed_dims': (64, 128), ...}\"; found out if not given",
+    )
+    args = parser.parse_args(argv)
+    try:
+        arch = args.arch
+        if arch is not None and arch.lstrip().startswith("{"):
+            arch = ast.literal_eval(arch)
+        source = state_dict_of(read_checkpoint(args.src), args.src)
+        found, converted = convert_published(source, arch)
+        save_checkpoint(converted, args.dst)
+    except (ValueError, SyntaxError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{args.dst}: {len(converted)} tensors, arch {found!r}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
