@@ -9,8 +9,8 @@ from clustr_mm.clustering import dpc_knn, merge_tokens
 from clustr_mm.models import ClusterAttention, ClusTR
 
 try:
-    __version__ = version("clustr-mm")
+    __version__ = version('clustr-mm')
 except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "0+unknown"
+    __version__ = '0+unknown'
 
-__all__ = ["ClusTR", "ClusterAttention", "__version__", "dpc_knn", "merge_tokens"]
+__all__ = ['ClusTR', 'ClusterAttention', '__version__', 'dpc_knn', 'merge_tokens']

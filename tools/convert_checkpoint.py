@@ -27,27 +27,27 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("src", metavar="SRC", type=Path, help="checkpoint with published keys")
-    parser.add_argument("dst", metavar="DST", type=Path, help="where to write ours")
+    parser.add_argument('src', metavar='SRC', type=Path, help='checkpoint with published keys')
+    parser.add_argument('dst', metavar='DST', type=Path, help='where to write ours')
     parser.add_argument(
-        "--arch",
-        help="tiny, small or base, or a dict of your own variant such as "
-        "\"{'embed_dims': (64, 128), ...}\"; found out if not given",
+        '--arch',
+        help='tiny, small or base, or a dict of your own variant such as '
+        '"{\'embed_dims\': (64, 128), ...}"; found out if not given',
     )
     args = parser.parse_args(argv)
     try:
         arch = args.arch
-        if arch is not None and arch.lstrip().startswith("{"):
+        if arch is not None and arch.lstrip().startswith('{'):
             arch = ast.literal_eval(arch)
         source = state_dict_of(read_checkpoint(args.src), args.src)
         found, converted = convert_published(source, arch)
         save_checkpoint(converted, args.dst)
     except (ValueError, SyntaxError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         return 1
-    print(f"{args.dst}: {len(converted)} tensors, arch {found!r}")
+    print(f'{args.dst}: {len(converted)} tensors, arch {found!r}')
     return 0
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     sys.exit(main())

@@ -10,11 +10,11 @@ from clustr_mm.clustering.merge import merge_tokens
 from clustr_mm.clustering.windows import WindowGroup, Windows, split_map, windowed_dpc_knn
 
 __all__ = [
-    "BACKENDS",
-    "WindowGroup",
-    "Windows",
-    "dpc_knn",
-    "merge_tokens",
-    "split_map",
-    "windowed_dpc_knn",
+    'BACKENDS',
+    'WindowGroup',
+    'Windows',
+    'dpc_knn',
+    'merge_tokens',
+    'split_map',
+    'windowed_dpc_knn',
 ]

@@ -12,10 +12,10 @@ from clustr_mm.clustering.reference import dpc_knn_reference
 from clustr_mm.clustering.tiled import dpc_knn_tiled
 
 BACKENDS: dict[str, Callable[[Tensor, Sequence[int], int], list[Tensor]]] = {
-    "reference": dpc_knn_reference,
-    "tiled": dpc_knn_tiled,
+    'reference': dpc_knn_reference,
+    'tiled': dpc_knn_tiled,
 }
-_DEFAULT = "tiled"
+_DEFAULT = 'tiled'
 
 
 @overload
@@ -51,7 +51,7 @@ def dpc_knn(
     _check(x, counts, k)
     name = _DEFAULT if backend is None else backend
     if name not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; use None or one of {sorted(BACKENDS)}")
+        raise ValueError(f'backend is {backend!r}; use None or one of {sorted(BACKENDS)}')
     # Autocast would round the distances to half precision.
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         precise = x.detach().to(torch.promote_types(x.dtype, torch.float32))
@@ -61,15 +61,15 @@ def dpc_knn(
 
 def _check(x: Tensor, counts: list[int], k: int) -> None:
     if x.dim() != 3 or 0 in x.shape:
-        raise ValueError(f"x has shape {tuple(x.shape)}; tokens need (B, N, C), none of them 0")
+        raise ValueError(f'x has shape {tuple(x.shape)}; tokens need (B, N, C), none of them 0')
     if not x.is_floating_point():
-        raise ValueError(f"x has dtype {x.dtype}; tokens need a floating dtype")
+        raise ValueError(f'x has dtype {x.dtype}; tokens need a floating dtype')
     if not counts:
-        raise ValueError("num_clusters is empty; give at least one cluster count")
+        raise ValueError('num_clusters is empty; give at least one cluster count')
     for count in counts:
         if not 1 <= count <= x.shape[1]:
             raise ValueError(
-                f"num_clusters is {count}; with {x.shape[1]} tokens use 1 to {x.shape[1]}"
+                f'num_clusters is {count}; with {x.shape[1]} tokens use 1 to {x.shape[1]}'
             )
     if k < 1:
-        raise ValueError(f"k is {k}; use at least 1")
+        raise ValueError(f'k is {k}; use at least 1')

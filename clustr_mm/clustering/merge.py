@@ -42,20 +42,20 @@ def merge_tokens(
     batch, tokens, channels = x.shape
     if weight_logits.shape != (batch, tokens):
         raise ValueError(
-            f"weight_logits has shape {tuple(weight_logits.shape)}; tokens of shape "
-            f"{tuple(x.shape)} need ({batch}, {tokens})"
+            f'weight_logits has shape {tuple(weight_logits.shape)}; tokens of shape '
+            f'{tuple(x.shape)} need ({batch}, {tokens})'
         )
     if assignment is None:
         if num_clusters != tokens:
             raise ValueError(
-                f"num_clusters is {num_clusters}, but without an assignment each of the {tokens} "
-                "tokens is a cluster of its own; pass an assignment or that number"
+                f'num_clusters is {num_clusters}, but without an assignment each of the {tokens} '
+                'tokens is a cluster of its own; pass an assignment or that number'
             )
         return merge_single_tokens(x, weight_logits)
     if assignment.shape != (batch, tokens):
         raise ValueError(
-            f"assignment has shape {tuple(assignment.shape)}; tokens of shape {tuple(x.shape)} "
-            f"need ({batch}, {tokens})"
+            f'assignment has shape {tuple(assignment.shape)}; tokens of shape {tuple(x.shape)} '
+            f'need ({batch}, {tokens})'
         )
     with torch.autocast(x.device.type, enabled=False):
         precise = torch.promote_types(x.dtype, torch.float32)
@@ -67,7 +67,7 @@ def merge_tokens(
 
         with torch.no_grad():  # the value does not depend on the maximum
             largest = logits.new_full((rows,), -torch.inf)
-            largest = largest.scatter_reduce(0, row, logits.flatten(), "amax")
+            largest = largest.scatter_reduce(0, row, logits.flatten(), 'amax')
             largest = largest.masked_fill(largest == -torch.inf, 0)  # empty clusters
         weight = (logits.flatten() - largest[row]).exp()  # (B N,)
         weighted = x.to(precise).flatten(0, 1) * weight[:, None]  # (B N, C)

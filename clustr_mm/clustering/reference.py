@@ -3,7 +3,7 @@
 Symbols, used in every file of this folder:
 
     B   images of a batch             C   channels of a token
-    N   tokens of an image            k   neighbours of the density estimate, the token itself included
+    N   tokens of an image            k   neighbours for the density, the token itself included
     M   clusters, M <= N              K   neighbours that a fast form keeps, K >= k
 
     d2  (B, N, N)  squared Euclidean distance of two tokens, divided by C
@@ -19,6 +19,7 @@ Density peaks: Rodriguez and Laio, "Clustering by fast search and find of densit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ def log_density(nearest: Tensor) -> Tensor:
         r, (B, N).
     """
     # Added one after the other, so that equal neighbourhoods give equal sums in every backend.
-    return -sum(nearest.unbind(-1)) / nearest.shape[-1]
+    return -reduce(torch.add, nearest.unbind(-1)) / nearest.shape[-1]
 
 
 def density_order(r: Tensor) -> Tensor:

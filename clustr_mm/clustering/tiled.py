@@ -91,7 +91,7 @@ class _Tiles:
     """Tiles of a (B, I, J) matrix of distances, computed into one reused buffer."""
 
     def __init__(self, batch: int, rows: int, columns: int, like: Tensor) -> None:
-        size = _TILE_CPU if like.device.type == "cpu" else _TILE_GPU
+        size = _TILE_CPU if like.device.type == 'cpu' else _TILE_GPU
         self.batch, self.rows = batch, rows
         self.images = max(1, min(batch, size // max(1, rows * columns)))
         self.height = rows if rows * columns <= size else max(1, size // columns)

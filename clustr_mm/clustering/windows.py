@@ -7,7 +7,6 @@ window is the whole image as long as the map is smaller than 1.5 w.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -121,17 +120,16 @@ def windowed_dpc_knn(
         None where every token is a cluster of its own, in the order of the tokens.
     """
     batch, tokens, channels = x.shape
-    scales = [s for s, count in enumerate(windows.num_clusters) if count < tokens]
-    labels: list[Tensor | None] = [None] * len(windows.num_clusters)
-    for s in scales:
-        labels[s] = torch.empty(batch, tokens, dtype=torch.int64, device=x.device)
-    if not scales:
-        return tuple(labels)
-    for group in windows.groups:
+    labels = {
+        s: torch.empty(batch, tokens, dtype=torch.int64, device=x.device)
+        for s, count in enumerate(windows.num_clusters)
+        if count < tokens
+    }
+    for group in windows.groups if labels else ():
         count, size = group.tokens.shape
         in_windows = x[:, group.tokens].view(batch * count, size, channels)
-        local = dpc_knn(in_windows, [group.clusters[s].shape[1] for s in scales], k, backend)
-        for s, label in zip(scales, local, strict=True):
+        local = dpc_knn(in_windows, [group.clusters[s].shape[1] for s in labels], k, backend)
+        for s, label in zip(labels, local, strict=True):
             first = group.clusters[s][:, :1]  # (windows, 1)
             labels[s][:, group.tokens] = label.view(batch, count, size) + first
-    return tuple(labels)
+    return tuple(labels.get(s) for s in range(len(windows.num_clusters)))

@@ -3,4 +3,4 @@
 from clustr_mm.models.cluster_attention import ClusterAttention, Clusters, SelfAttention
 from clustr_mm.models.clustr import ARCHS, ClusTR
 
-__all__ = ["ARCHS", "ClusTR", "ClusterAttention", "Clusters", "SelfAttention"]
+__all__ = ['ARCHS', 'ClusTR', 'ClusterAttention', 'Clusters', 'SelfAttention']

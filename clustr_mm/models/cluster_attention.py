@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from clustr_mm.clustering import Windows, dpc_knn, merge_tokens, split_map, windowed_dpc_knn
 
-FineScope = Literal["global", "window"]
+FineScope = Literal['global', 'window']
 
 
 @dataclass(frozen=True)
@@ -109,24 +109,26 @@ class ClusterAttention(nn.Module):
         k: int = 5,
         qkv_bias: bool = True,
         cluster_window: int | None = None,
-        fine_scope: FineScope = "global",
+        fine_scope: FineScope = 'global',
         backend: str | None = None,
     ) -> None:
         super().__init__()
         _check_heads(dim, num_heads)
         scales = tuple(scales)
         if not scales or scales[0] != 1 or sorted(set(scales)) != list(scales):
-            raise ValueError(f"scales is {scales}; use ascending multiples from 1, such as (1, 4)")
+            raise ValueError(f'scales is {scales}; use ascending multiples from 1, such as (1, 4)')
         if reduction < 1:
-            raise ValueError(f"reduction is {reduction}; use at least 1")
+            raise ValueError(f'reduction is {reduction}; use at least 1')
         if k < 1:
-            raise ValueError(f"k is {k}; use at least 1")
+            raise ValueError(f'k is {k}; use at least 1')
         if cluster_window is not None and cluster_window < 1:
-            raise ValueError(f"cluster_window is {cluster_window}; use None or at least 1")
-        if fine_scope not in ("global", "window"):
+            raise ValueError(f'cluster_window is {cluster_window}; use None or at least 1')
+        if fine_scope not in ('global', 'window'):
             raise ValueError(f"fine_scope is {fine_scope!r}; use 'global' or 'window'")
-        if fine_scope == "window" and cluster_window is None:
-            raise ValueError("fine_scope is 'window' without windows; set cluster_window, say to 56")
+        if fine_scope == 'window' and cluster_window is None:
+            raise ValueError(
+                "fine_scope is 'window' without windows; set cluster_window, say to 56"
+            )
         self.num_heads = num_heads
         self.reduction = reduction
         self.scales = scales
@@ -142,8 +144,8 @@ class ClusterAttention(nn.Module):
     def extra_repr(self) -> str:
         """The settings that no submodule shows."""
         return (
-            f"num_heads={self.num_heads}, reduction={self.reduction}, scales={self.scales}, "
-            f"k={self.k}, cluster_window={self.cluster_window}, fine_scope={self.fine_scope!r}"
+            f'num_heads={self.num_heads}, reduction={self.reduction}, scales={self.scales}, '
+            f'k={self.k}, cluster_window={self.cluster_window}, fine_scope={self.fine_scope!r}'
         )
 
     def num_clusters(self, tokens: int) -> tuple[int, ...]:
@@ -169,7 +171,7 @@ class ClusterAttention(nn.Module):
         counts = self.num_clusters(tokens)
         if self.cluster_window is not None:
             if hw is None:
-                raise ValueError("cluster_window needs a map; pass hw=(height, width)")
+                raise ValueError('cluster_window needs a map; pass hw=(height, width)')
             windows = split_map(*hw, self.cluster_window, counts, x.device)
             if len(windows.groups) > 1 or len(windows.groups[0].tokens) > 1:
                 labels = windowed_dpc_knn(x, windows, self.k, self.backend)
@@ -200,7 +202,7 @@ class ClusterAttention(nn.Module):
         for scale, kv in enumerate(self.kvs):
             labels, count = clusters.labels[scale], clusters.num_clusters[scale]
             merged = merge_tokens(x, labels, count, weight_logits)  # (B, M, C)
-            if self.fine_scope == "window" and scale > 0 and clusters.windows is not None:
+            if self.fine_scope == 'window' and scale > 0 and clusters.windows is not None:
                 out = self._attend_in_windows(q, kv(merged), clusters.windows, scale)
             else:
                 out = attend(q, kv(merged), self.num_heads)
@@ -223,4 +225,4 @@ class ClusterAttention(nn.Module):
 
 def _check_heads(dim: int, num_heads: int) -> None:
     if num_heads < 1 or dim % num_heads:
-        raise ValueError(f"num_heads is {num_heads}; use a divisor of the {dim} channels")
+        raise ValueError(f'num_heads is {num_heads}; use a divisor of the {dim} channels')

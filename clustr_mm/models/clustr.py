@@ -7,7 +7,7 @@ arXiv 2208.13138. Shapes in comments: B images, N = H W tokens of a stage, C cha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -28,21 +28,21 @@ from clustr_mm.models.cluster_attention import (
 
 # The published variants b1, b2 and b3. A reduction of 1 means ordinary self-attention.
 ARCHS: dict[str, dict[str, tuple[int, ...]]] = {
-    "tiny": dict(
+    'tiny': dict(
         embed_dims=(64, 128, 256, 512),
         depths=(1, 2, 6, 1),
         num_heads=(1, 2, 4, 8),
         mlp_ratios=(8, 8, 4, 4),
         reductions=(8, 4, 2, 1),
     ),
-    "small": dict(
+    'small': dict(
         embed_dims=(64, 128, 256, 512),
         depths=(3, 5, 13, 2),
         num_heads=(1, 2, 4, 8),
         mlp_ratios=(8, 8, 4, 4),
         reductions=(8, 4, 2, 1),
     ),
-    "base": dict(
+    'base': dict(
         embed_dims=(64, 128, 320, 512),
         depths=(3, 5, 18, 3),
         num_heads=(1, 2, 5, 8),
@@ -73,7 +73,7 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         """The rate."""
-        return f"rate={self.rate:.3f}"
+        return f'rate={self.rate:.3f}'
 
 
 class PatchEmbed(nn.Module):
@@ -113,10 +113,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """Maps tokens (B, H W, C) to (B, H W, C)."""
-        u = self.fc1(x)  # (B, N, hidden)
-        map_ = u.transpose(1, 2).unflatten(2, hw)  # (B, hidden, H, W), channels last in memory
-        u = u + self.dwconv(map_).flatten(2).transpose(1, 2)
-        return self.fc2(F.gelu(u))
+        u = self.fc1(x).transpose(1, 2).unflatten(2, hw)  # (B, hidden, H, W), channels last
+        u = u + self.dwconv(u)
+        return self.fc2(F.gelu(u).flatten(2).transpose(1, 2))
 
 
 class Block(nn.Module):
@@ -240,7 +239,7 @@ class ClusTR(BaseModule):
 
     def __init__(
         self,
-        arch: str | Mapping[str, Sequence[int]] = "small",
+        arch: str | Mapping[str, Sequence[int]] = 'small',
         in_channels: int = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
@@ -252,42 +251,43 @@ class ClusTR(BaseModule):
         qkv_bias: bool = True,
         recluster_every: int = 1,
         cluster_window: int | None = None,
-        fine_scope: FineScope = "global",
+        fine_scope: FineScope = 'global',
         backend: str | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
         facts = _arch_facts(arch)
-        num_stages = len(facts["depths"])
+        num_stages = len(facts['depths'])
         _check_indices(out_indices, frozen_stages, num_stages)
         if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate is {drop_path_rate}; use 0 to below 1")
+            raise ValueError(f'drop_path_rate is {drop_path_rate}; use 0 to below 1')
         if recluster_every < 0:
-            raise ValueError(f"recluster_every is {recluster_every}; use 0 (once in a stage) or more")
+            raise ValueError(
+                f'recluster_every is {recluster_every}; use 0 (once in a stage) or more'
+            )
         self.arch = arch
         self.in_channels = in_channels
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        self.channels: tuple[int, ...] = facts["embed_dims"]
+        self.channels: tuple[int, ...] = facts['embed_dims']
         self.strides = tuple(4 * 2**s for s in range(num_stages))
 
-        rates = iter(torch.linspace(0, drop_path_rate, sum(facts["depths"])).tolist())
-        stages = []
-        for s in range(num_stages):
-            dim, heads, reduction = (facts[f][s] for f in ("embed_dims", "num_heads", "reductions"))
+        def attention(s: int) -> ClusterAttention | SelfAttention:
+            dim, heads, reduction = (facts[f][s] for f in ('embed_dims', 'num_heads', 'reductions'))
+            if reduction == 1:
+                return SelfAttention(dim, heads, qkv_bias)
             window = None if cluster_window is None else max(1, cluster_window // 2**s)
+            return ClusterAttention(
+                dim, heads, reduction, scales, k, qkv_bias, window, fine_scope, backend
+            )
 
-            def attention(dim=dim, heads=heads, reduction=reduction, window=window):
-                if reduction == 1:
-                    return SelfAttention(dim, heads, qkv_bias)
-                return ClusterAttention(
-                    dim, heads, reduction, scales, k, qkv_bias, window, fine_scope, backend
-                )
-
+        rates = iter(torch.linspace(0, drop_path_rate, sum(facts['depths'])).tolist())
+        stages = []
+        for s, dim in enumerate(self.channels):
             blocks = [
-                Block(dim, attention(), facts["mlp_ratios"][s], next(rates))
-                for _ in range(facts["depths"][s])
+                Block(dim, attention(s), facts['mlp_ratios'][s], next(rates))
+                for _ in range(facts['depths'][s])
             ]
             embed = (
                 PatchEmbed(in_channels, dim, patch=7, stride=4)
@@ -348,12 +348,14 @@ class ClusTR(BaseModule):
             )
         return maps
 
-    def _run(self, images: Tensor, record: list[list[Clusters]] | None):
+    def _run(
+        self, images: Tensor, record: list[list[Clusters]] | None
+    ) -> Iterator[tuple[int, Tensor]]:
         """Yields (stage index, map) up to the last stage that is asked for."""
         if images.dim() != 4 or images.shape[1] != self.in_channels or 0 in images.shape:
             raise ValueError(
-                f"images have shape {tuple(images.shape)}; use (B, {self.in_channels}, height, "
-                "width), none of them 0"
+                f'images have shape {tuple(images.shape)}; use (B, {self.in_channels}, height, '
+                'width), none of them 0'
             )
         x = images
         last = len(self.stages) - 1 if record is not None else max(self.out_indices)
@@ -371,11 +373,11 @@ class ClusTR(BaseModule):
             CheckpointError: If the checkpoint is missing, unreadable, or not of this variant.
         """
         entries = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
-        pretrained = [e for e in entries if e and e.get("type") == "Pretrained"]
+        pretrained = [e for e in entries if e and e.get('type') == 'Pretrained']
         if not pretrained:
             super().init_weights()
         elif len(entries) > 1:
-            raise ValueError("init_cfg has a Pretrained entry beside others; leave only that one")
+            raise ValueError('init_cfg has a Pretrained entry beside others; leave only that one')
         else:
             load_pretrained(self, pretrained[0])
             self._is_init = True
@@ -402,27 +404,27 @@ class ClusTR(BaseModule):
 def _arch_facts(arch: str | Mapping[str, Sequence[int]]) -> dict[str, Any]:
     if isinstance(arch, str):
         if arch not in ARCHS:
-            raise ValueError(f"arch is {arch!r}; use one of {sorted(ARCHS)} or a dict")
+            raise ValueError(f'arch is {arch!r}; use one of {sorted(ARCHS)} or a dict')
         return dict(ARCHS[arch])
-    keys = set(ARCHS["tiny"])
+    keys = set(ARCHS['tiny'])
     if set(arch) != keys:
-        raise ValueError(f"arch has the keys {sorted(arch)}; use {sorted(keys)}")
+        raise ValueError(f'arch has the keys {sorted(arch)}; use {sorted(keys)}')
     lengths = {key: len(values) for key, values in arch.items()}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
-        raise ValueError(f"arch has {lengths} values; give each key one value for each stage")
+        raise ValueError(f'arch has {lengths} values; give each key one value for each stage')
     if min(min(values) for values in arch.values()) < 1:
-        raise ValueError(f"arch is {dict(arch)}; use values from 1")
+        raise ValueError(f'arch is {dict(arch)}; use values from 1')
     return {key: tuple(values) for key, values in arch.items()}
 
 
 def _check_indices(out_indices: Sequence[int], frozen_stages: int, num_stages: int) -> None:
     indices = tuple(out_indices)
     if not indices or any(not 0 <= i < num_stages for i in indices):
-        raise ValueError(f"out_indices is {indices}; use indices from 0 to {num_stages - 1}")
+        raise ValueError(f'out_indices is {indices}; use indices from 0 to {num_stages - 1}')
     if list(indices) != sorted(set(indices)):
-        raise ValueError(f"out_indices is {indices}; use each index once, ascending")
+        raise ValueError(f'out_indices is {indices}; use each index once, ascending')
     if not -1 <= frozen_stages < num_stages:
-        raise ValueError(f"frozen_stages is {frozen_stages}; use -1 to {num_stages - 1}")
+        raise ValueError(f'frozen_stages is {frozen_stages}; use -1 to {num_stages - 1}')
 
 
 def _initialise(module: nn.Module) -> None:

@@ -29,7 +29,7 @@ def test_single_tokens_are_w_x_over_w_plus_eps():
     w = logits.exp()[..., None]
     out = merge_tokens(x, None, 30, logits)
     torch.testing.assert_close(out, w * x / (w + 1e-6), rtol=0, atol=1e-14)
-    assert (out - x).abs().max() > 1e-7, "not x itself"
+    assert (out - x).abs().max() > 1e-7, 'not x itself'
     every = torch.arange(30).expand(2, -1)
     torch.testing.assert_close(out, merge_tokens(x, every, 30, logits), rtol=0, atol=1e-14)
 
@@ -49,8 +49,8 @@ def test_an_empty_cluster_is_zero():
     torch.testing.assert_close(out[:, :m], merge_tokens(x, labels, m, logits))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("shift", [0, 80, 1000, -1000])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize('shift', [0, 80, 1000, -1000])
 def test_extreme_weights_stay_finite(dtype, shift):
     x, labels, m, logits = case(torch.float32)
     for labels_ in (labels, None):
@@ -80,9 +80,9 @@ def test_deterministic():
 
 def test_shapes_that_do_not_fit_are_refused():
     x, labels, m, logits = case()
-    with pytest.raises(ValueError, match="weight_logits has shape"):
+    with pytest.raises(ValueError, match='weight_logits has shape'):
         merge_tokens(x, labels, m, logits[:, :5])
-    with pytest.raises(ValueError, match="assignment has shape"):
+    with pytest.raises(ValueError, match='assignment has shape'):
         merge_tokens(x, labels[:1], m, logits)
-    with pytest.raises(ValueError, match="without an assignment"):
+    with pytest.raises(ValueError, match='without an assignment'):
         merge_tokens(x, None, m, logits)

@@ -5,7 +5,7 @@ import torch
 
 from clustr_mm.clustering import dpc_knn, split_map, windowed_dpc_knn
 
-CPU = torch.device("cpu")
+CPU = torch.device('cpu')
 
 
 def test_detection_image_has_24_windows():
@@ -16,7 +16,7 @@ def test_detection_image_has_24_windows():
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "window"), [(1, 1, 4), (7, 13, 3), (20, 9, 5), (30, 41, 8), (10, 10, 56)]
+    ('height', 'width', 'window'), [(1, 1, 4), (7, 13, 3), (20, 9, 5), (30, 41, 8), (10, 10, 56)]
 )
 def test_windows_are_a_partition_of_tokens_and_clusters(height, width, window):
     n = height * width

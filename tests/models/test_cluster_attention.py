@@ -24,13 +24,13 @@ def by_the_formula(attn, x):
     logits = attn.token_weight(x).squeeze(-1)
     total = 0
     for m, kv in zip(attn.num_clusters(x.shape[1]), attn.kvs, strict=True):
-        cluster_tokens = merge_tokens(x, dpc_knn(x, m, attn.k, "reference"), m, logits)
+        cluster_tokens = merge_tokens(x, dpc_knn(x, m, attn.k, 'reference'), m, logits)
         total = total + softmax_attention(attn.q(x), kv(cluster_tokens), attn.num_heads)
     return attn.proj(total)
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 15, 16, 17, 100])
-@pytest.mark.parametrize("scales", [(1,), (1, 4), (1, 2, 16)])
+@pytest.mark.parametrize('n', [1, 2, 5, 15, 16, 17, 100])
+@pytest.mark.parametrize('scales', [(1,), (1, 4), (1, 2, 16)])
 def test_is_the_formula(n, scales):
     attn = ClusterAttention(32, 2, reduction=4, scales=scales).double()
     x = tokens(3, n, 32)
@@ -64,7 +64,7 @@ def test_clusters_can_be_shared():
     x = tokens(2, 64, 32)
     clusters = attn.cluster(x)
     assert torch.equal(attn(x), attn(x, clusters=clusters))
-    assert torch.equal(other(x), other(x, clusters=clusters)), "the clustering has no parameters"
+    assert torch.equal(other(x), other(x, clusters=clusters)), 'the clustering has no parameters'
 
 
 def test_one_window_is_the_whole_map():
@@ -78,7 +78,7 @@ def test_one_window_is_the_whole_map():
 def test_fine_scope_window_attends_within_the_window():
     height, width, window = 8, 12, 4
     attn = ClusterAttention(
-        32, 2, reduction=2, cluster_window=window, fine_scope="window", scales=(1, 2)
+        32, 2, reduction=2, cluster_window=window, fine_scope='window', scales=(1, 2)
     ).double()
     x = tokens(2, height * width, 32)
     clusters = attn.cluster(x, (height, width))
@@ -100,8 +100,8 @@ def test_fine_scope_window_attends_within_the_window():
     torch.testing.assert_close(attn(x, (height, width)), attn.proj(total), rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("fine_scope", ["global", "window"])
-@pytest.mark.parametrize("hw", [(7, 13), (9, 9), (1, 30), (11, 6)])
+@pytest.mark.parametrize('fine_scope', ['global', 'window'])
+@pytest.mark.parametrize('hw', [(7, 13), (9, 9), (1, 30), (11, 6)])
 def test_uneven_windows_run_and_train(hw, fine_scope):
     attn = ClusterAttention(32, 2, reduction=2, cluster_window=4, fine_scope=fine_scope).double()
     x = tokens(2, hw[0] * hw[1], 32).requires_grad_()
@@ -111,23 +111,23 @@ def test_uneven_windows_run_and_train(hw, fine_scope):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ('arguments', 'message'),
     [
-        (dict(num_heads=3), "num_heads is 3; use a divisor of the 32 channels"),
-        (dict(scales=(4, 1)), r"scales is \(4, 1\)"),
-        (dict(scales=()), "scales is"),
-        (dict(reduction=0), "reduction is 0"),
-        (dict(k=0), "k is 0"),
-        (dict(cluster_window=0), "cluster_window is 0"),
-        (dict(fine_scope="local"), "fine_scope is 'local'"),
-        (dict(fine_scope="window"), "set cluster_window"),
+        (dict(num_heads=3), 'num_heads is 3; use a divisor of the 32 channels'),
+        (dict(scales=(4, 1)), r'scales is \(4, 1\)'),
+        (dict(scales=()), 'scales is'),
+        (dict(reduction=0), 'reduction is 0'),
+        (dict(k=0), 'k is 0'),
+        (dict(cluster_window=0), 'cluster_window is 0'),
+        (dict(fine_scope='local'), "fine_scope is 'local'"),
+        (dict(fine_scope='window'), 'set cluster_window'),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
-        ClusterAttention(**{"dim": 32, "num_heads": 2, **arguments})
+        ClusterAttention(**{'dim': 32, 'num_heads': 2, **arguments})
 
 
 def test_windows_need_a_map():
-    with pytest.raises(ValueError, match="pass hw"):
+    with pytest.raises(ValueError, match='pass hw'):
         ClusterAttention(32, 2, cluster_window=4)(torch.zeros(1, 64, 32))

@@ -1,0 +1,243 @@
+"""The backbone: facts of the variants, shapes, options, determinism, odd inputs."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.registry import MODELS, Registry
+
+from clustr_mm import ClusterAttention, ClusTR
+from clustr_mm.models.clustr import ARCHS, DropPath
+
+# Small enough for a test, with everything the published variants have.
+NARROW = dict(
+    embed_dims=(16, 32, 48, 64),
+    depths=(1, 2, 3, 1),
+    num_heads=(1, 2, 3, 4),
+    mlp_ratios=(2, 2, 2, 2),
+    reductions=(8, 4, 2, 1),
+)
+
+
+def images(*shape: int, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ('arch', 'parameters'), [('tiny', 11_682_417), ('small', 22_690_941), ('base', 40_246_210)]
+)
+def test_parameters_with_the_head(arch, parameters):
+    head = ARCHS[arch]['embed_dims'][-1] * 1000 + 1000
+    assert sum(p.numel() for p in ClusTR(arch=arch).parameters()) + head == parameters
+
+
+@pytest.mark.parametrize('arch', ['tiny', 'small', 'base', NARROW])
+def test_every_parameter_gets_a_gradient(arch):
+    # float64: the bias of the token weights moves the output by no more than its eps of 1e-6.
+    net = ClusTR(arch=arch, drop_path_rate=0).double()
+    x = images(2, 3, 64, 96, dtype=torch.float64)
+    sum(m.square().mean() for m in net(x)).backward()
+    assert [
+        n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0
+    ] == []
+
+
+@pytest.mark.parametrize(
+    'size',
+    [(1, 1), (1, 40), (2, 3), (5, 5), (31, 32), (33, 33), (64, 64), (97, 35), (112, 137), (8, 300)],
+)
+@pytest.mark.parametrize('batch', [1, 2])
+def test_shapes(size, batch):
+    net = ClusTR(arch=NARROW)
+    maps = net(images(batch, 3, *size))
+    sum(m.mean() for m in maps).backward()
+    for fact, stride, m in zip(net.feature_info, (4, 8, 16, 32), maps, strict=True):
+        height, width = (-(-side // stride) for side in size)
+        assert m.shape == (batch, fact['num_chs'], height, width)
+        assert fact['reduction'] == stride
+        assert m.isfinite().all()
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_other_image_channels(channels):
+    assert ClusTR(arch=NARROW, in_channels=channels)(images(1, channels, 32, 32))[0].shape[1] == 16
+
+
+@pytest.mark.parametrize('out_indices', [(3,), (0, 2), (0,), (1, 2)])
+def test_out_indices(out_indices):
+    net = ClusTR(arch=NARROW, out_indices=out_indices)
+    every = ClusTR(arch=NARROW)
+    every.load_state_dict(net.state_dict())
+    x = images(1, 3, 64, 64)
+    net.eval(), every.eval()
+    maps = net(x)
+    assert len(maps) == len(out_indices)
+    assert all(torch.equal(m, every(x)[i]) for i, m in zip(out_indices, maps, strict=True))
+    sum(m.sum() for m in maps).backward()
+    trained = [p for p in net.parameters() if p.requires_grad]
+    assert trained and all(p.grad is not None for p in trained), 'what never runs is not trained'
+
+
+def test_evaluation_is_deterministic():
+    net = ClusTR(arch=NARROW).eval()
+    x = images(2, 3, 100, 75)
+    first = net(x)
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(first, net(x), strict=True))
+
+
+def test_images_of_a_batch_do_not_meet():
+    net = ClusTR(arch=NARROW).double().eval()
+    x = images(3, 3, 64, 64, dtype=torch.float64)
+    together = net(x)
+    for i in range(3):
+        for a, b in zip(together, net(x[i : i + 1]), strict=True):
+            torch.testing.assert_close(a[i : i + 1], b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('recluster_every', [0, 1, 2])
+def test_checkpointing_keeps_outputs_and_gradients(recluster_every):
+    results = []
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        net = ClusTR(arch=NARROW, with_cp=with_cp, recluster_every=recluster_every).double()
+        x = images(2, 3, 64, 64, dtype=torch.float64).requires_grad_()
+        torch.manual_seed(1)  # drop path draws again in the backward pass
+        loss = sum(m.square().mean() for m in net(x))
+        loss.backward()
+        results.append([loss, x.grad, *(p.grad for p in net.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 2, 3])
+def test_frozen_stages(frozen_stages):
+    net = ClusTR(arch=NARROW, frozen_stages=frozen_stages)
+    net.train()
+    for i, stage in enumerate(net.stages):
+        frozen = i <= frozen_stages
+        assert all(p.requires_grad != frozen for p in stage.parameters())
+        assert stage.training != frozen
+
+
+def test_norm_eval():
+    net = ClusTR(arch=NARROW, norm_eval=True)
+    net.train()
+    norms = [m for m in net.modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert norms and not any(m.training for m in norms)
+    assert net.stages[0].blocks[0].mlp.training
+
+
+def test_drop_path_grows_from_0_to_the_rate():
+    net = ClusTR(arch='small', drop_path_rate=0.3)
+    rates = [m.rate for m in net.modules() if isinstance(m, DropPath)]
+    assert len(rates) == 23 and rates[0] == 0 and rates[-1] == pytest.approx(0.3)
+    assert rates == pytest.approx([0.3 * i / 22 for i in range(23)])
+
+
+def test_drop_path_keeps_the_expectation():
+    torch.manual_seed(0)
+    out = DropPath(0.25)(torch.ones(20_000, 2))
+    assert out.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert (out[:, 0] == out[:, 1]).all(), 'whole images'
+    assert out.mean() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('value', [0.0, 1.0])
+def test_autocast_of_a_flat_image_is_finite(dtype, value):
+    net = ClusTR(arch=NARROW)
+    for parameter in net.parameters():  # weights large enough to overflow exp in half precision
+        if parameter.dim() == 2 and parameter.shape[0] == 1:
+            torch.nn.init.constant_(parameter, 5.0)
+    x = torch.full((2, 3, 96, 96), value)
+    with torch.autocast('cpu', dtype=dtype):
+        maps = net(x)
+        loss = sum(m.float().square().mean() for m in maps)
+    loss.backward()
+    assert all(m.isfinite().all() for m in maps)
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize('fine_scope', ['global', 'window'])
+@pytest.mark.parametrize('recluster_every', [0, 1, 2])
+def test_knobs_run_and_train(fine_scope, recluster_every):
+    net = ClusTR(
+        arch=NARROW, cluster_window=12, fine_scope=fine_scope, recluster_every=recluster_every
+    )
+    sum(m.square().mean() for m in net(images(2, 3, 70, 129))).backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_knobs_change_nothing_where_there_is_one_window_and_one_block():
+    arch = {**NARROW, 'depths': (1, 1, 1, 1)}
+    exact = ClusTR(arch=arch).eval()
+    knobs = ClusTR(arch=arch, cluster_window=56, fine_scope='window', recluster_every=0).eval()
+    knobs.load_state_dict(exact.state_dict())
+    x = images(1, 3, 224, 224)
+    assert all(torch.equal(a, b) for a, b in zip(exact(x), knobs(x), strict=True))
+
+
+def test_recluster_every_counts_clusterings(monkeypatch):
+    calls = []
+    original = ClusterAttention.cluster
+    monkeypatch.setattr(
+        ClusterAttention, 'cluster', lambda self, *a: calls.append(1) or original(self, *a)
+    )
+    for every, expected in ((1, 6), (2, 1 + 1 + 2), (0, 3)):
+        calls.clear()
+        ClusTR(arch=NARROW, recluster_every=every)(images(1, 3, 64, 64))
+        assert len(calls) == expected
+
+
+def test_cluster_maps():
+    net = ClusTR(arch=NARROW).eval()
+    maps = net.cluster_maps(images(2, 3, 128, 96))
+    assert [len(stage) for stage in maps] == [1, 2, 3, 0]
+    coarse, fine = maps[0][0]
+    assert coarse.shape == fine.shape == (2, 32, 24)
+    assert [len(m[0].unique()) for m in (coarse, fine)] == [12, 48]
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(arch='smal'), "arch is 'smal'; use one of"),
+        (dict(arch=dict(depths=(1,))), 'arch has the keys'),
+        (dict(arch={**NARROW, 'depths': (1, 2)}), 'one value for each stage'),
+        (dict(out_indices=(0, 4)), r'out_indices is \(0, 4\)'),
+        (dict(out_indices=()), 'out_indices is'),
+        (dict(frozen_stages=4), 'frozen_stages is 4'),
+        (dict(drop_path_rate=1.0), 'drop_path_rate is 1.0'),
+        (dict(recluster_every=-1), 'recluster_every is -1'),
+        (dict(fine_scope='window'), 'set cluster_window'),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ClusTR(**{'arch': NARROW, **arguments})
+
+
+@pytest.mark.parametrize('shape', [(3, 32, 32), (1, 4, 32, 32), (0, 3, 32, 32), (1, 3, 0, 32)])
+def test_what_is_no_image_batch_is_refused_by_name(shape):
+    with pytest.raises(ValueError, match='images have shape'):
+        ClusTR(arch=NARROW)(torch.zeros(shape))
+
+
+def test_registered_once_and_seen_by_every_child_registry():
+    assert MODELS.get('ClusTR') is ClusTR
+    child = Registry('child', parent=MODELS, scope='a_task_library')
+    assert child.get('ClusTR') is ClusTR
+
+
+def test_import_needs_torch_and_mmengine_alone_and_prints_nothing():
+    code = (
+        'import sys\n'
+        "for name in ('mmcv', 'mmdet', 'mmseg', 'mmpose', 'mmpretrain'): sys.modules[name] = None\n"
+        'import torch, clustr_mm\n'
+        "clustr_mm.ClusTR(arch='tiny')(torch.zeros(1, 3, 32, 32))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
