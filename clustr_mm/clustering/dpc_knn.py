@@ -47,7 +47,7 @@ def dpc_knn(
     Raises:
         ValueError: If the shape, dtype, a count, ``k`` or the backend is not one of these.
     """
-    counts = [num_clusters] if isinstance(num_clusters, int) else list(num_clusters)
+    counts = list(num_clusters) if isinstance(num_clusters, Sequence) else [num_clusters]
     _check(x, counts, k)
     name = _DEFAULT if backend is None else backend
     if name not in BACKENDS:
@@ -56,7 +56,7 @@ def dpc_knn(
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         precise = x.detach().to(torch.promote_types(x.dtype, torch.float32))
         labels = BACKENDS[name](precise, counts, min(k, x.shape[1]))
-    return labels[0] if isinstance(num_clusters, int) else tuple(labels)
+    return tuple(labels) if isinstance(num_clusters, Sequence) else labels[0]
 
 
 def _check(x: Tensor, counts: list[int], k: int) -> None:

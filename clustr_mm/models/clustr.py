@@ -230,6 +230,10 @@ class ClusTR(BaseModule):
         fine_scope: ``'global'`` (the paper) or ``'window'``: all scales but the coarsest are
             attended to from their own window only.
         backend: Backend of the clustering, see ``clustr_mm.clustering.dpc_knn``.
+        crop_padding: Whether to find the padding with which images of several sizes were made one
+            batch (rows and columns at the bottom and right that are exactly 0 in all channels) and
+            to keep it out: images of one size run together, and the maps are padded with 0. Else
+            padding joins the clusters, and an image's result depends on its batch-mates.
         init_cfg: mmengine's initialisation. ``dict(type='Pretrained', checkpoint=...,
             prefix='backbone.')`` loads strictly.
 
@@ -253,6 +257,7 @@ class ClusTR(BaseModule):
         cluster_window: int | None = None,
         fine_scope: FineScope = 'global',
         backend: str | None = None,
+        crop_padding: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -270,6 +275,7 @@ class ClusTR(BaseModule):
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.crop_padding = crop_padding
         self.channels: tuple[int, ...] = facts['embed_dims']
         self.strides = tuple(4 * 2**s for s in range(num_stages))
 
@@ -319,7 +325,24 @@ class ClusTR(BaseModule):
         Raises:
             ValueError: If the images have another number of dimensions or channels, or none.
         """
-        return tuple(x for i, x in self._run(images, None) if i in self.out_indices)
+        self._check_images(images)
+        if not self.crop_padding:
+            return self._maps(images)
+        sizes = _sizes_without_padding(images)
+        if len(set(sizes)) == 1 and sizes[0] == tuple(images.shape[2:]):
+            return self._maps(images)
+        strides = [self.strides[i] for i in self.out_indices]
+        full = [tuple(-(-side // stride) for side in images.shape[2:]) for stride in strides]
+        parts: list[list[Tensor]] = [[] for _ in strides]  # [output][group]
+        places: list[int] = []  # images in the order of the groups
+        for height, width in sorted(set(sizes)):
+            members = [i for i, size in enumerate(sizes) if size == (height, width)]
+            places += members
+            outs = self._maps(images[members, :, :height, :width])
+            for part, out, (rows, columns) in zip(parts, outs, full, strict=True):
+                part.append(F.pad(out, (0, columns - out.shape[3], 0, rows - out.shape[2])))
+        back = torch.tensor(places, device=images.device).argsort()
+        return tuple(torch.cat(part)[back] for part in parts)
 
     @torch.no_grad()
     def cluster_maps(self, images: Tensor) -> list[list[tuple[Tensor, ...]]]:
@@ -332,6 +355,7 @@ class ClusTR(BaseModule):
             For each stage, block and scale a map (B, H, W) int64 of cluster numbers. Stages with
             ordinary attention have an empty list.
         """
+        self._check_images(images)
         record: list[list[Clusters]] = []
         maps: list[list[tuple[Tensor, ...]]] = []
         for i, x in self._run(images, record):
@@ -348,15 +372,21 @@ class ClusTR(BaseModule):
             )
         return maps
 
-    def _run(
-        self, images: Tensor, record: list[list[Clusters]] | None
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yields (stage index, map) up to the last stage that is asked for."""
+    def _check_images(self, images: Tensor) -> None:
         if images.dim() != 4 or images.shape[1] != self.in_channels or 0 in images.shape:
             raise ValueError(
                 f'images have shape {tuple(images.shape)}; use (B, {self.in_channels}, height, '
                 'width), none of them 0'
             )
+
+    def _maps(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The maps that were asked for, of images without padding."""
+        return tuple(x for i, x in self._run(images, None) if i in self.out_indices)
+
+    def _run(
+        self, images: Tensor, record: list[list[Clusters]] | None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yields (stage index, map) up to the last stage that is asked for."""
         x = images
         last = len(self.stages) - 1 if record is not None else max(self.out_indices)
         for i in range(last + 1):
@@ -425,6 +455,23 @@ def _check_indices(out_indices: Sequence[int], frozen_stages: int, num_stages: i
         raise ValueError(f'out_indices is {indices}; use each index once, ascending')
     if not -1 <= frozen_stages < num_stages:
         raise ValueError(f'frozen_stages is {frozen_stages}; use -1 to {num_stages - 1}')
+
+
+def _sizes_without_padding(images: Tensor) -> list[tuple[int, int]]:
+    """Height and width of each image up to its last row and column that are not all 0.
+
+    An image of zeros alone has no padding.
+    """
+    seen = images.ne(0).any(1)  # (B, height, width)
+    sizes = []
+    for dim, side in ((2, images.shape[2]), (1, images.shape[3])):
+        number = torch.arange(1, side + 1, device=images.device)
+        sizes.append((seen.any(dim) * number).amax(1))
+    rows, columns = torch.stack(sizes).tolist()
+    return [
+        (h, w) if h else (images.shape[2], images.shape[3])
+        for h, w in zip(rows, columns, strict=True)
+    ]
 
 
 def _initialise(module: nn.Module) -> None:

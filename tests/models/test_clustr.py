@@ -96,6 +96,31 @@ def test_images_of_a_batch_do_not_meet():
             torch.testing.assert_close(a[i : i + 1], b, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize('crop_padding', [True, False])
+def test_padding_joins_no_cluster_if_it_is_cropped(crop_padding):
+    net = ClusTR(arch=NARROW, crop_padding=crop_padding).double().eval()
+    sizes = [(70, 90), (96, 60), (70, 90), (96, 96)]
+    batch = torch.zeros(4, 3, 96, 96, dtype=torch.float64)
+    alone = []
+    for i, (height, width) in enumerate(sizes):
+        image = images(4, 3, height, width, dtype=torch.float64)[i]
+        batch[i, :, :height, :width] = image
+        alone.append(net(image[None]))
+    together = net(batch)
+    moved = 0.0
+    for i, maps in enumerate(alone):
+        for whole, m in zip(together, maps, strict=True):
+            moved = max(moved, (whole[i, :, : m.shape[2], : m.shape[3]] - m[0]).abs().max().item())
+    assert [m.shape[2:] for m in together] == [(24, 24), (12, 12), (6, 6), (3, 3)]
+    # A map's values have a spread of 1: with padding among the clusters they move by as much.
+    assert moved < 1e-12 if crop_padding else moved > 0.1
+
+
+def test_an_image_of_zeros_has_no_padding():
+    net = ClusTR(arch=NARROW, crop_padding=True).eval()
+    assert all(m.isfinite().all() for m in net(torch.zeros(2, 3, 64, 64)))
+
+
 @pytest.mark.parametrize('recluster_every', [0, 1, 2])
 def test_checkpointing_keeps_outputs_and_gradients(recluster_every):
     results = []
