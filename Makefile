@@ -1,0 +1,52 @@
+# `make demo` and `make test` do everything from a bare machine; `make help` lists the rest.
+# Any of them takes VENV=folder (an environment elsewhere than .venv) and PYTHON=python3.12 (what to make it with).
+
+VENV ?= .venv
+PYTHON ?=
+CUDA_OPS ?= auto
+# Which tests: make test MARKS=gpu, make test MARKS=long, make test MARKS= (all).
+MARKS ?= not long and not gpu
+export VENV PYTHON CUDA_OPS
+
+python := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin/python
+sources := clustr_mm configs tools tests setup.py
+
+.PHONY: help demo test lint format hooks setup clean
+
+help:
+	@echo "make demo    train ClusTR on a small made-up data set: its mIoU, a picture, a checkpoint"
+	@echo "make test    run the tests (MARKS=long, MARKS=gpu or MARKS= for others)"
+	@echo "make lint    run the linters, the type checker and the check for repeated code"
+	@echo "make format  let ruff format and mend what it can"
+	@echo "make hooks   run the linters at every git commit"
+	@echo "make setup   only the environment, which all the others make where it is missing"
+	@echo "make clean   remove .venv and what building and checking left (not your data or runs)"
+	@echo
+	@echo "VENV=folder uses or makes an environment elsewhere; PYTHON=python3.12 says what to make it with;"
+	@echo "CUDA_OPS=0 leaves mmcv's CUDA ops out where there is a GPU."
+
+setup:
+	@requirements/setup_env.sh
+
+demo: setup
+	@"$(python)" tools/demo_train.py
+
+test: setup
+	@"$(python)" -m pytest -m "$(MARKS)" tests
+
+lint: setup
+	"$(python)" -m ruff check $(sources)
+	"$(python)" -m ruff format --check $(sources)
+	"$(python)" -m mypy
+	"$(python)" -m pylint clustr_mm configs tools
+
+format: setup
+	"$(python)" -m ruff check --fix $(sources)
+	"$(python)" -m ruff format $(sources)
+
+hooks: setup
+	"$(python)" -m pre_commit install
+
+clean:
+	rm -rf .venv build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(sources) -name __pycache__ -prune -exec rm -rf {} +
