@@ -1,0 +1,18 @@
+"""The mini data set, and the checks of data sets and their files.
+
+Importing this package registers `CheckedLoad` and no more: the scene generator needs OpenCV, which
+the backbone does not, and is imported where it is used.
+"""
+
+from clustr_mm.datasets.check import DataNotFoundError, check_data_root
+from clustr_mm.datasets.images import image_fault
+from clustr_mm.datasets.transforms import CheckedLoad, DataFileError, guard_pipeline
+
+__all__ = [
+    'CheckedLoad',
+    'DataFileError',
+    'DataNotFoundError',
+    'check_data_root',
+    'guard_pipeline',
+    'image_fault',
+]

@@ -1,0 +1,77 @@
+"""Damaged files are found; odd but whole ones pass."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from clustr_mm.datasets.images import image_fault
+
+
+def encode(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def whole_files():
+    rng = np.random.default_rng(0)
+    array = cv2.resize(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8), (120, 90))
+    image = Image.fromarray(array)
+    turned = image.getexif()
+    turned[0x0112] = 6
+    thumbnail = image.getexif()
+    thumbnail[0x010E] = 'x' * 300 + '\\xff\\xd9'
+    return {
+        'jpeg': encode(image, 'JPEG'),
+        'progressive jpeg': encode(image, 'JPEG', progressive=True),
+        'cmyk jpeg': encode(image.convert('CMYK'), 'JPEG'),
+        'grey jpeg': encode(image.convert('L'), 'JPEG'),
+        'exif-rotated jpeg': encode(image, 'JPEG', exif=turned),
+        'jpeg with comment': encode(image, 'JPEG', exif=thumbnail, comment=b'\xff\xd9\xff\xda'),
+        'jpeg with restart markers': cv2.imencode(
+            '.jpg', array, [cv2.IMWRITE_JPEG_RST_INTERVAL, 2]
+        )[1].tobytes(),
+        'png': encode(image, 'PNG'),
+        'palette png': encode(image.convert('P'), 'PNG'),
+        '1-bit png': encode(image.convert('1'), 'PNG'),
+        '16-bit png': cv2.imencode('.png', array.astype(np.uint16) * 257)[1].tobytes(),
+        'bmp': encode(image, 'BMP'),
+        'tiff': encode(image, 'TIFF'),
+        'webp': encode(image, 'WEBP'),
+    }
+
+
+@pytest.mark.parametrize(('name', 'data'), whole_files().items(), ids=list(whole_files()))
+def test_whole_passes_and_every_cut_is_found(name, data):
+    assert image_fault(data) is None
+    for length in sorted({0, 1, *range(2, len(data), len(data) // 40), len(data) - 1}):
+        assert image_fault(data[:length]), f'{name} cut to {length} of {len(data)} bytes'
+
+
+def test_bytes_after_the_end_are_nobodys_business():
+    files = whole_files()
+    assert image_fault(files['jpeg'] + b'\0' * 100 + b'\xff') is None
+    assert image_fault(files['png'] + b'trailer') is None
+
+
+def test_overwritten_bytes_are_found():
+    files = whole_files()
+    png = bytearray(files['png'])
+    png[len(png) // 2] ^= 1
+    assert 'checksum' in image_fault(bytes(png))
+    rng = np.random.default_rng(0)
+    big = Image.fromarray(rng.integers(0, 256, (200, 300, 3), dtype=np.uint8))
+    jpeg = bytearray(encode(big, 'JPEG'))
+    jpeg[9000:11000] = rng.bytes(2000)
+    assert image_fault(bytes(jpeg))
+    jpeg[9000:9004] = b'12\xff\x42'
+    assert 'foreign bytes' in image_fault(bytes(jpeg))
+
+
+def test_what_is_no_image_is_said_so():
+    assert 'empty' in image_fault(b'')
+    assert 'not an image' in image_fault(b'<html>not found</html>')
+    assert image_fault(b'\xff\xd8\xff\xd9')

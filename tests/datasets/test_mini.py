@@ -1,0 +1,114 @@
+"""The mini data set on disk: whole or not there, never over somebody else's files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clustr_mm.datasets.mini import MANIFEST, MiniData, MiniDataError, build
+
+TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'make_mini_data.py'
+SMALL = MiniData('ade20k', train=3, val=2, size=(48, 64))
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
+
+def test_same_request_gives_the_same_bytes(tmp_path):
+    build(tmp_path / 'a', SMALL)
+    build(tmp_path / 'b', SMALL)
+    assert contents(tmp_path / 'a') == contents(tmp_path / 'b')
+
+
+def test_longer_data_set_begins_with_the_shorter(tmp_path):
+    short = build(tmp_path / 'a', SMALL)['ade20k']
+    long = build(tmp_path / 'b', MiniData('ade20k', 4, 2, (48, 64)))['ade20k']
+    below = set(contents(short).items())
+    assert below < set(contents(long).items())
+
+
+def test_second_request_touches_nothing(tmp_path):
+    root = build(tmp_path / 'a', SMALL)['ade20k']
+    before = {p: p.stat().st_mtime_ns for p in root.rglob('*')}
+    calls = []
+    build(tmp_path / 'a', SMALL, lambda *counts: calls.append(counts))
+    assert not calls
+    assert before == {p: p.stat().st_mtime_ns for p in root.rglob('*')}
+
+
+def test_other_request_replaces_ours(tmp_path):
+    build(tmp_path / 'a', SMALL)
+    root = build(tmp_path / 'a', MiniData('ade20k', 1, 1, (48, 64)))['ade20k']
+    assert len(list(root.rglob('*.jpg'))) == 2
+    assert os.listdir(tmp_path) == ['a']
+
+
+def test_somebody_elses_folder_is_refused(tmp_path):
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'photos' / 'holiday.jpg').write_bytes(b'dear')
+    with pytest.raises(MiniDataError, match='is not empty.*name another folder'):
+        build(tmp_path / 'photos', SMALL)
+    build(tmp_path / 'a', SMALL)
+    (tmp_path / 'a' / 'notes.txt').write_text('mine')
+    with pytest.raises(MiniDataError, match='notes.txt'):
+        build(tmp_path / 'a', MiniData('ade20k', 1, 1, (48, 64)))
+    assert (tmp_path / 'a' / 'notes.txt').read_text() == 'mine'
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(MiniDataError, match='is a file'):
+        build(tmp_path / 'file', SMALL)
+    with pytest.raises(MiniDataError, match='is a file'):
+        build(tmp_path / 'file' / 'below' / 'it', SMALL)
+
+
+def test_interrupted_build_leaves_nothing(tmp_path):
+    def stop(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / 'a', SMALL, stop)
+    assert os.listdir(tmp_path) == []
+
+
+def test_empty_folder_is_taken(tmp_path):
+    (tmp_path / 'a').mkdir()
+    build(tmp_path / 'a', SMALL)
+    assert (tmp_path / 'a' / MANIFEST).is_file()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (dict(layout='voc'), "layout is 'voc', must be one of: ade20k, coco"),
+        (dict(train=0), 'train is 0 pictures'),
+        (dict(layout='imagenet', val=3), 'needs at least 10'),
+        (dict(size=(8, 8)), 'size is 8 x 8'),
+        (dict(seed=-1), 'seed is -1'),
+    ],
+)
+def test_wrong_parameters_are_named(arguments, words):
+    with pytest.raises(MiniDataError) as error:
+        MiniData(**arguments)
+    assert words in str(error.value) and '\n' not in str(error.value)
+
+
+def test_tool_makes_refuses_and_says_where(tmp_path):
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, str(TOOL), *map(str, arguments)], capture_output=True, text=True
+        )
+
+    options = ['--train', 2, '--val', 1, '--size', 48, 64]
+    done = run(tmp_path / 'a', *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f'ade20k: --data-root {tmp_path}/a/ADEChallengeData2016'
+    assert '3/3 pictures' in done.stderr and 'ETA' in done.stderr
+
+    (tmp_path / 'b').mkdir()
+    (tmp_path / 'b' / 'x').write_text('')
+    refused = run(tmp_path / 'b', *options)
+    assert refused.returncode == 1 and refused.stdout == ''
+    assert refused.stderr.startswith('error: ') and refused.stderr.count('\n') == 1
