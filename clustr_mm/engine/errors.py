@@ -1,0 +1,200 @@
+"""A user's mistake ends in one line; a bug keeps its traceback.
+
+Whatever the libraries do to an exception on its way up (wrap it, re-raise it out of a data-loading
+process as text), :func:`explain` finds the sentence that was meant for the user.
+"""
+
+import difflib
+import errno
+import inspect
+import linecache
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS
+
+_PACKAGE = __name__.split('.')[0]
+_PACKAGE_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+# A data-loading process hands its exception over as the text of a traceback.
+_OURS_IN_TEXT = re.compile(rf'^{_PACKAGE}\.[\w.]+: (.*)', re.MULTILINE | re.DOTALL)
+_UNKNOWN_ARGUMENT = re.compile(r"([\w.]+)\(\) got an unexpected keyword argument '(\w+)'")
+_UNREGISTERED = re.compile(r'(\S+) is not in the (\S+) registry')
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; its message is one line that says how."""
+
+
+def near(name: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str:
+    """Says which known names a mistyped one is close to.
+
+    Args:
+        name: What was typed.
+        known: What could have been meant.
+        shown: How to write what is known, if not by itself.
+
+    Returns:
+        str: ``"; did you mean 'a' or 'b'?"``, or nothing where no name is close.
+    """
+    matches = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.6)
+    written = [shown[each] if shown else repr(each) for each in matches]
+    return f'; did you mean {" or ".join(written)}?' if matches else ''
+
+
+def explain(error: BaseException, cfg: Config | None = None) -> str | None:
+    """Finds the one line to show for an exception.
+
+    Args:
+        error: The exception as it arrived, with its causes.
+        cfg: The config that was being run: mistakes in it are told from bugs by looking there.
+
+    Returns:
+        str | None: The line, or None where the exception looks like a bug.
+    """
+    for each in _causes(error):
+        line = _explain_one(each, cfg)
+        if line is not None:
+            return ' '.join(line.split())
+    return None
+
+
+def run_tool(main: Callable[[Sequence[str] | None], object]) -> int:
+    """Runs a command line and turns a user's mistake into ``error: ...`` and status 1.
+
+    ``CLUSTR_DEBUG=1`` in the environment (or the tools' ``--debug``) shows the traceback too.
+
+    Args:
+        main: Takes the arguments (None: those of the process).
+
+    Returns:
+        int: The exit status, for ``sys.exit``.
+    """
+    # With a full disk every log line would print a traceback of the logging module.
+    logging.raiseExceptions = False
+    try:
+        main(None)
+    except KeyboardInterrupt:
+        print('error: interrupted; --resume goes on from the newest checkpoint', file=sys.stderr)
+        return 130
+    except Exception as error:
+        line = explain(error)
+        if line is None or os.environ.get('CLUSTR_DEBUG'):
+            traceback.print_exc()
+        if line is not None:
+            print(f'error: {line}', file=sys.stderr)
+        return 1
+    return 0
+
+
+@contextmanager
+def explained(cfg: Config) -> Iterator[None]:
+    """Re-raises what goes wrong inside as :class:`UserError` where it is the user's mistake.
+
+    The run's log file gets the whole traceback either way.
+
+    Args:
+        cfg: The config that runs inside.
+
+    Raises:
+        UserError: With the one line that :func:`explain` found.
+    """
+    try:
+        yield
+    except Exception as error:
+        _log_to_file(error)
+        line = explain(error, cfg)
+        if line is None:
+            raise
+        raise UserError(line) from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields the exception, then what it was raised from, outermost first."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _explain_one(error: BaseException, cfg: Config | None) -> str | None:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if 'Original Traceback' in text:
+        ours = _OURS_IN_TEXT.findall(text)
+        return ours[-1] if ours else None
+    if type(error).__module__.split('.')[0] == _PACKAGE or _raised_by_us(error):
+        return text
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f'{error.strerror}: {error.filename or "writing to the work folder"}'
+    if 'Expected more than 1 value per channel' in text:
+        return (
+            'batch normalisation needs more than one value a channel, and this batch is too small '
+            'for it; set train_dataloader.batch_size to 2 or more'
+        )
+    if isinstance(error, TypeError) and cfg is not None:
+        return _unknown_argument(text, cfg)
+    if isinstance(error, KeyError) and (match := _UNREGISTERED.search(text)):
+        hint = near(match[1], MODELS.module_dict)
+        return (
+            f'type {match[1]!r} is not in the {match[2]} registry; is it spelt right, and its '
+            f'package in custom_imports{hint or "?"}'
+        )
+    return None
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether a ``raise`` statement of this package made the exception (then it has a message)."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or not frames[-1].filename.startswith(_PACKAGE_FOLDER):
+        return False
+    line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0)
+    return line.strip().startswith('raise ')
+
+
+def _unknown_argument(text: str, cfg: Config) -> str | None:
+    """Explains ``f() got an unexpected keyword argument 'x'`` if the config says ``x``."""
+    match = _UNKNOWN_ARGUMENT.search(text)
+    if match is None:
+        return None
+    owner, key = match[1].removesuffix('.__init__').split('.')[-1], match[2]
+    holders = [node for node in _dicts(cfg) if key in node]
+    if not holders:
+        return None
+    known = [name for node in holders for name in node if name != key]
+    # Only the root registry can be asked without knowing the scope: our own classes are there.
+    built = MODELS.module_dict.get(owner)
+    if built is not None:
+        known += list(inspect.signature(built).parameters)
+    return f'{owner} has no option {key!r}{near(key, known)}'
+
+
+def _dicts(node: object) -> Iterator[dict]:
+    """Yields every dict of a config, outer ones first."""
+    if isinstance(node, Config):
+        node = node._cfg_dict
+    if isinstance(node, dict):
+        yield node
+        for value in node.values():
+            yield from _dicts(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _dicts(value)
+
+
+def _log_to_file(error: BaseException) -> None:
+    """Writes the traceback into the run's log file, if a run has begun."""
+    logger = MMLogger.get_current_instance()
+    text = ''.join(traceback.format_exception(error))
+    record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)

@@ -1,0 +1,125 @@
+"""Training and testing, as functions: the tools are command lines over these."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+
+from clustr_mm.engine import config, pictures, predictions  # noqa: F401 - they register
+from clustr_mm.engine.devices import choose_device
+from clustr_mm.engine.errors import UserError, explained
+from clustr_mm.engine.options import parse_test, parse_train
+from clustr_mm.engine.runner import StrictRunner
+
+
+def train(arguments: Sequence[str] | None = None) -> Any:
+    """Trains what a command line says.
+
+    Args:
+        arguments: train.py's arguments; None takes those of the process.
+
+    Returns:
+        Runner: The runner, its training done.
+
+    Raises:
+        UserError: If the user can mend what went wrong.
+    """
+    cfg = _training_config(arguments)
+    with explained(cfg):
+        config.guard_data(cfg, ('train', 'val'))
+        runner = build_runner(cfg)
+        runner.train()
+    return runner
+
+
+def validate_untrained(arguments: Sequence[str] | None = None) -> dict[str, float]:
+    """Validates a model as it is before its first training step.
+
+    Args:
+        arguments: train.py's arguments; None takes those of the process.
+
+    Returns:
+        dict: The metrics by name.
+
+    Raises:
+        UserError: If the user can mend what went wrong.
+    """
+    cfg = _training_config(arguments)
+    with explained(cfg):
+        config.guard_data(cfg, ('val',))
+        runner = build_runner(cfg)
+        runner.model.init_weights()
+        return runner.val()
+
+
+def test(arguments: Sequence[str] | None = None) -> dict[str, float]:
+    """Tests what a command line says.
+
+    Args:
+        arguments: test.py's arguments; None takes those of the process.
+
+    Returns:
+        dict: The metrics by name.
+
+    Raises:
+        UserError: If the user can mend what went wrong.
+    """
+    options = parse_test(arguments)
+    device = choose_device(options.device)
+    cfg = config.configure(options)
+    cfg.load_from = options.checkpoint
+    cfg.resume = False
+    if not os.path.isfile(options.checkpoint):
+        raise UserError(f'checkpoint {options.checkpoint} does not exist')
+    if options.amp:
+        config.use_amp(cfg, device)
+        cfg.test_cfg.fp16 = True
+    if options.tta:
+        config.use_tta(cfg)
+    if options.out is not None:
+        evaluators = cfg.test_evaluator
+        evaluators = list(evaluators) if isinstance(evaluators, list | tuple) else [evaluators]
+        cfg.test_evaluator = [*evaluators, dict(type='PredictionFile', out=options.out)]
+    if options.show_dir is not None:
+        hook = dict(type='PictureHook', out_dir=options.show_dir)
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), hook]
+    with explained(cfg):
+        config.guard_data(cfg, ('test',))
+        return build_runner(cfg).test()
+
+
+def build_runner(cfg: Config) -> Any:
+    """Builds the runner that a config names, by default :class:`StrictRunner`.
+
+    Args:
+        cfg: A whole config.
+
+    Returns:
+        Runner: The runner.
+    """
+    if 'runner_type' in cfg:
+        return RUNNERS.build(cfg)
+    return StrictRunner.from_cfg(cfg)
+
+
+def _training_config(arguments: Sequence[str] | None) -> Config:
+    """Reads train.py's command line and the config that it names."""
+    options = parse_train(arguments)
+    device = choose_device(options.device)
+    cfg = config.configure(options)
+    if options.amp:
+        config.use_amp(cfg, device)
+    if options.auto_scale_lr:
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+            raise UserError(
+                f'--auto-scale-lr: {options.config} has no auto_scale_lr.base_batch_size'
+            )
+        cfg.auto_scale_lr.enable = True
+    if options.init_from is not None:
+        config.use_init_from(cfg, options.init_from)
+    if options.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if options.resume == 'auto' else options.resume
+    return cfg

@@ -1,0 +1,93 @@
+"""A picture of every tested image, whatever the task library.
+
+The libraries' own hooks differ in their options, and some draw every 50th image only; their
+visualizers all draw one sample into one file, so one hook over those serves all.
+"""
+
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mmengine.dist import all_gather_object, is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class PictureHook(Hook):
+    """Draws every tested image with its prediction (and its truth, where the library does).
+
+    Args:
+        out_dir: The folder to draw into. A picture is named after its image; where two images
+            share a name, after the folder too.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, out_dir: str) -> None:
+        self.out_dir = out_dir
+        self._taken: dict[str, str] = {}
+        self._persons: list[Any] = []
+
+    def before_test(self, runner: Any) -> None:
+        """Makes the folder, and tells a pose visualizer about its keypoints."""
+        os.makedirs(self.out_dir, exist_ok=True)
+        # The test loop has told it; but mmpose's draws by what this method works out.
+        tell = getattr(runner.visualizer, 'set_dataset_meta', None)
+        if tell is not None and 'skeleton_style' in inspect.signature(tell).parameters:
+            tell(runner.test_loop.dataloader.dataset.metainfo)
+
+    def after_test_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Sequence | None = None
+    ) -> None:
+        """Draws one batch, of all processes, in the first one (visualizers draw only there)."""
+        gathered = all_gather_object([sample.cpu() for sample in outputs or ()])
+        if not is_main_process():
+            return
+        for sample in (each for samples in gathered for each in samples):
+            if 'pred_instances' in sample and 'keypoints' in sample.pred_instances:
+                # A top-down model gives a sample for every person, one image's in a row.
+                if self._persons and self._persons[0].img_path != sample.img_path:
+                    self._draw_persons(runner)
+                self._persons.append(sample)
+            else:
+                self._draw(runner, sample)
+
+    def after_test_epoch(self, runner: Any, metrics: dict | None = None) -> None:
+        """Draws the last image's persons and says where the pictures are."""
+        if self._persons:
+            self._draw_persons(runner)
+        if is_main_process():
+            print_log(f'Pictures of {len(self._taken)} images: {self.out_dir}', logger='current')
+
+    def _draw_persons(self, runner: Any) -> None:
+        from mmpose.structures import merge_data_samples
+
+        self._draw(runner, merge_data_samples(self._persons), draw_gt=False, draw_bbox=True)
+        self._persons = []
+
+    def _draw(self, runner: Any, sample: Any, **how: bool) -> None:
+        import mmcv
+
+        image = mmcv.imread(sample.img_path, channel_order='rgb')
+        out_file = os.path.join(self.out_dir, self._name(sample.img_path))
+        visualizer = runner.visualizer
+        if hasattr(visualizer, 'visualize_cls'):
+            visualizer.visualize_cls(image, sample, out_file=out_file)
+        else:
+            visualizer.add_datasample('picture', image, sample, out_file=out_file, **how)
+
+    def _name(self, path: str) -> str:
+        """Names an image's picture, no two alike."""
+        name = next(each for each in _names(path) if self._taken.get(each, path) == path)
+        self._taken[name] = path
+        return name
+
+
+def _names(path: str) -> Iterator[str]:
+    """Yields the file's name, then with more and more of its folders in front."""
+    parts = os.path.splitext(os.path.abspath(path))[0].strip(os.sep).split(os.sep)
+    for start in range(len(parts) - 1, -1, -1):
+        yield '_'.join(parts[start:]) + '.jpg'

@@ -1,0 +1,80 @@
+"""A user's mistake is one line, however deep it happened; a bug stays a bug."""
+
+import errno
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch.utils.data import DataLoader, Dataset
+
+from clustr_mm import ClusTR
+from clustr_mm.datasets import DataFileError
+from clustr_mm.engine import UserError, explain
+from clustr_mm.engine.errors import explained
+
+
+class Broken(Dataset):
+    """Meets a damaged file in a data-loading process."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise DataFileError('images/7.jpg is truncated')
+
+
+def raised(function) -> Exception:
+    with pytest.raises(Exception) as error:
+        function()
+    return error.value
+
+
+def test_damaged_file_is_named_out_of_a_loading_process():
+    error = raised(lambda: next(iter(DataLoader(Broken(), num_workers=1))))
+    assert 'Traceback' in str(error)
+    assert explain(error) == 'images/7.jpg is truncated'
+
+
+def test_unknown_arch_is_explained():
+    error = raised(lambda: ClusTR(arch='huge'))
+    assert "'huge'" in explain(error)
+    assert "'small'" in explain(error)
+
+
+def test_unknown_config_key_is_explained_with_the_near_one():
+    cfg = Config(dict(model=dict(type='ClusTR', recluster_evry=0)))
+    error = raised(lambda: MODELS.build(cfg.model))
+    assert explain(error, cfg) == (
+        "ClusTR has no option 'recluster_evry'; did you mean 'recluster_every'?"
+    )
+
+
+def test_unknown_type_is_explained():
+    cfg = Config(dict(model=dict(type='ClusTRR')))
+    error = raised(lambda: MODELS.build(cfg.model))
+    assert "'ClusTRR'" in explain(error, cfg)
+    assert "'ClusTR'" in explain(error, cfg)
+
+
+def test_full_disk_is_explained():
+    error = OSError(errno.ENOSPC, 'No space left on device', 'runs/log')
+    assert explain(error) == 'No space left on device: runs/log'
+
+
+def test_the_cause_is_found_behind_a_librarys_exception():
+    try:
+        try:
+            raise UserError('the mend')
+        except UserError as error:
+            raise RuntimeError('class X in y.py: ...') from error
+    except RuntimeError as error:
+        assert explain(error) == 'the mend'
+
+
+def test_bugs_are_not_explained_away():
+    cfg = Config(dict(model=dict(type='ClusTR')))
+    assert explain(raised(lambda: [][1]), cfg) is None
+    assert explain(raised(lambda: dict(a=1)['b']), cfg) is None
+    assert explain(TypeError("f() got an unexpected keyword argument 'x'"), cfg) is None
+    with pytest.raises(ValueError), explained(cfg):
+        int('x')

@@ -1,0 +1,97 @@
+"""The runner that loads strictly and never leaves half a checkpoint."""
+
+import itertools
+import os
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+from torch import nn
+from torch.utils.data import DataLoader
+
+from clustr_mm.engine import UserError
+from clustr_mm.engine.runner import StrictRunner
+from clustr_mm.models.checkpoint import CheckpointError
+
+_RUNS = itertools.count()
+
+
+class Line(BaseModel):
+    """A model of one layer, so that a run takes no time."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, 1)
+
+    def forward(self, inputs, mode='loss'):
+        return dict(loss=self.layer(inputs).square().mean())
+
+
+def make_runner(folder, width=3, **more):
+    return StrictRunner(
+        model=Line(width),
+        work_dir=str(folder),
+        experiment_name=f'run{next(_RUNS)}',  # runs of one second share their log otherwise
+        train_dataloader=DataLoader([dict(inputs=torch.ones(width))] * 8, batch_size=2),
+        train_cfg=dict(type='IterBasedTrainLoop', max_iters=2),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=False)),
+        **more,
+    )
+
+
+def test_checkpoints_are_whole_and_leave_nothing_beside_them(tmp_path):
+    make_runner(tmp_path).train()
+    files = {name for name in os.listdir(tmp_path) if os.path.isfile(tmp_path / name)}
+    assert {'iter_1.pth', 'iter_2.pth', 'last_checkpoint'} <= files
+    assert not [name for name in files if name.endswith('.part')]
+
+
+def test_full_disk_stops_in_one_line_and_the_checkpoint_before_stays(tmp_path):
+    # Whatever is written through this name meets a device without room.
+    os.symlink('/dev/full', tmp_path / 'iter_2.pth.part')
+    with pytest.raises(UserError, match='No space left on device.*--resume .*iter_1.pth'):
+        make_runner(tmp_path).train()
+    assert not os.path.lexists(tmp_path / 'iter_2.pth')
+    assert not os.path.lexists(tmp_path / 'iter_2.pth.part')
+    assert 'state_dict' in torch.load(tmp_path / 'iter_1.pth', weights_only=False)
+
+
+def test_resume_goes_on_where_the_run_stopped(tmp_path):
+    make_runner(tmp_path).train()
+    runner = make_runner(tmp_path, resume=True)
+    runner._train_loop['max_iters'] = 3
+    runner.train()
+    assert runner.iter == 3
+    assert (tmp_path / 'iter_3.pth').is_file()
+
+
+def test_checkpoint_of_another_model_stops_the_run(tmp_path):
+    make_runner(tmp_path / 'a').train()
+    runner = make_runner(tmp_path / 'b', width=4, load_from=str(tmp_path / 'a' / 'iter_2.pth'))
+    with pytest.raises(CheckpointError, match='layer.weight'):
+        runner.train()
+
+
+def test_resume_from_weights_alone_is_refused(tmp_path):
+    path = str(tmp_path / 'weights.pth')
+    torch.save(dict(state_dict=Line().state_dict()), path)
+    with pytest.raises(UserError, match='no training state'):
+        make_runner(tmp_path, load_from=path, resume=True).train()
+
+
+@pytest.mark.parametrize('content', [b'', b'text', b'PK\x03\x04 cut short'])
+def test_file_that_is_no_checkpoint_stops_the_run(tmp_path, content):
+    path = tmp_path / 'file.pth'
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match='file.pth'):
+        make_runner(tmp_path, load_from=str(path)).train()
+
+
+def test_random_weights_are_said_in_one_line(tmp_path):
+    runner = make_runner(tmp_path)
+    runner.train()
+    with open(os.path.join(runner._log_dir, f'{runner.timestamp}.log')) as file:
+        lines = [line for line in file if 'random weights' in line]
+    assert len(lines) == 1
+    assert '--init-from' in lines[0]
