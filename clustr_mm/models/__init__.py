@@ -2,5 +2,6 @@
 
 from clustr_mm.models.cluster_attention import ClusterAttention, Clusters, SelfAttention
 from clustr_mm.models.clustr import ARCHS, ClusTR
+from clustr_mm.models.neck_chain import NeckChain
 
-__all__ = ['ARCHS', 'ClusTR', 'ClusterAttention', 'Clusters', 'SelfAttention']
+__all__ = ['ARCHS', 'ClusTR', 'ClusterAttention', 'Clusters', 'NeckChain', 'SelfAttention']

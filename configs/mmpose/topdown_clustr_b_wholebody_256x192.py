@@ -1,0 +1,24 @@
+"""Top-down whole-body pose with ClusTR-B on COCO-WholeBody, persons at 256x192.
+
+Run: python tools/train.py configs/mmpose/topdown_clustr_b_wholebody_256x192.py --init-from BACKBONE
+Schedule: 8 GPUs x 64 = batch 512; 149,813 persons / 512 = 293 iterations an epoch, 210 epochs.
+    Another batch size: --auto-scale-lr.
+Expected: nothing measured here; the paper has 59.4 AP, without naming model and input size.
+    It assumes a backbone pretrained on ImageNet-1K; none is public.
+"""
+
+_base_ = [
+    '../_base_/models/topdown_heatmap.py',
+    '../_base_/datasets/coco_wholebody_256x192.py',
+    '../_base_/schedules/wholebody_210e.py',
+]
+model = dict(
+    backbone=dict(arch='base', drop_path_rate=0.3),
+    head=dict(decoder={{_base_.codec}}),
+    neck=dict(
+        necks=[
+            dict(type='FPN', in_channels=[64, 128, 320, 512], out_channels=256, num_outs=4),
+            dict(type='FeatureMapProcessor', select_index=0),
+        ]
+    ),
+)

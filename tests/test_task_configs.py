@@ -1,0 +1,156 @@
+"""Detection, pose and classification leaves: each is its recipe, and learns a small step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+import clustr_mm  # noqa: F401
+
+FOLDER = Path(__file__).resolve().parents[1] / 'configs'
+CHANNELS = dict(tiny=[64, 128, 256, 512], small=[64, 128, 256, 512], base=[64, 128, 320, 512])
+
+
+def leaves(library):
+    return pytest.mark.parametrize(
+        'path', sorted((FOLDER / library).glob('*.py')), ids=lambda path: path.stem
+    )
+
+
+def build(path):
+    cfg = Config.fromfile(str(path))
+    init_default_scope(cfg.default_scope)
+    # As mmpretrain's runner does: the preprocessor stands beside its model.
+    if 'data_preprocessor' in cfg:
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return cfg, MODELS.build(cfg.model)
+
+
+def assert_decay_spares_norms(cfg, model, biases=False):
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    decay = {id(p): group['weight_decay'] for group in groups for p in group['params']}
+    full = cfg.optim_wrapper.optimizer.weight_decay
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            norm = isinstance(module, nn.LayerNorm | nn.modules.batchnorm._BatchNorm)
+            spared = norm or (biases and name == 'bias')
+            assert decay[id(parameter)] == (0 if spared else full), (type(module), name)
+
+
+def assert_learns(model, losses):
+    sum(
+        v.sum() if isinstance(v, torch.Tensor) else sum(i.sum() for i in v)
+        for k, v in losses.items()
+        if 'loss' in k
+    ).backward()
+    assert all(p.grad is not None for p in model.backbone.parameters())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@leaves('mmdet')
+def test_mask_rcnn(path):
+    pytest.importorskip('mmcv.ops')
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData
+
+    cfg, model = build(path)
+    variant, schedule = path.stem.split('_')[3], path.stem.split('_')[5]
+    assert cfg.model.backbone.drop_path_rate == dict(t=0.1, s=0.2, b=0.3)[variant]
+    assert cfg.model.neck.in_channels == CHANNELS[cfg.model.backbone.arch]
+    assert cfg.model.roi_head.bbox_head.num_classes == 80
+    assert cfg.model.roi_head.mask_head.num_classes == 80
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-4, 0.05)
+    epochs, steps = {'1x': (12, [8, 11]), '3x': (36, [27, 33])}[schedule]
+    assert cfg.train_cfg.max_epochs == epochs
+    assert cfg.param_scheduler[1].milestones == steps and cfg.param_scheduler[0].end == 500
+    assert 8 * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == 16
+    assert_decay_spares_norms(cfg, model)
+
+    samples = []
+    for height, width in ((96, 128), (128, 80)):
+        masks = torch.zeros(2, height, width, dtype=torch.uint8)
+        masks[0, 8:40, 8:60] = 1
+        masks[1, 30:90, 20:70] = 1
+        sample = DetDataSample(
+            metainfo=dict(
+                img_shape=(height, width), batch_input_shape=(128, 128), pad_shape=(128, 128)
+            )
+        )
+        sample.gt_instances = InstanceData(
+            bboxes=torch.tensor([[8.0, 8, 60, 40], [20, 30, 70, 90]]),
+            labels=torch.tensor([0, 79]),
+            masks=BitmapMasks(masks.numpy(), height, width).pad((128, 128)),
+        )
+        samples.append(sample)
+    images = torch.zeros(2, 3, 128, 128)
+    images[0, :, :96, :128] = torch.randn(3, 96, 128)
+    images[1, :, :128, :80] = torch.randn(3, 128, 80)
+    assert_learns(model, model.loss(images, samples))
+
+
+@leaves('mmpose')
+def test_whole_body_pose(path):
+    pytest.importorskip('mmpose.models')
+    from mmengine.structures import InstanceData, PixelData
+    from mmpose.structures import PoseDataSample
+
+    cfg, model = build(path)
+    width, height = cfg.codec['input_size']
+    assert f'{height}x{width}' in path.stem
+    arch = cfg.model.backbone.arch
+    assert cfg.model.backbone.drop_path_rate == dict(tiny=0.1, small=0.1, base=0.3)[arch]
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 5e-4, 0.01)
+    assert cfg.train_cfg.max_epochs == 210
+    assert cfg.param_scheduler[1].milestones == [170, 200] and cfg.param_scheduler[0].end == 500
+    assert 8 * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == 512
+    assert cfg.model.head.out_channels == 133 and cfg.model.test_cfg.flip_test
+    assert cfg.val_dataloader.dataset.bbox_file.endswith('detections_AP_H_56_person.json')
+    assert_decay_spares_norms(cfg, model)
+
+    sample = PoseDataSample(metainfo=dict(input_size=(width, height)))
+    sample.gt_instance_labels = InstanceData(keypoint_weights=torch.ones(1, 133))
+    if 'simcc' in path.stem:
+        assert cfg.model.head.in_channels == 512
+        sample.gt_instance_labels.keypoint_x_labels = torch.rand(1, 133, 2 * width)
+        sample.gt_instance_labels.keypoint_y_labels = torch.rand(1, 133, 2 * height)
+    else:
+        assert cfg.model.neck.necks[0].in_channels == CHANNELS[arch]
+        assert cfg.codec['heatmap_size'] == (width // 4, height // 4)
+        assert cfg.codec['sigma'] == {256: 2, 384: 3}[height]
+        sample.gt_fields = PixelData(heatmaps=torch.rand(133, height // 4, width // 4))
+    images = torch.randn(2, 3, height, width)
+    assert_learns(model, model.loss(images, [sample, sample.clone()]))
+
+
+@leaves('mmpretrain')
+def test_imagenet_classifier(path):
+    pytest.importorskip('mmpretrain.models')
+    from mmpretrain.structures import DataSample
+
+    cfg, model = build(path)
+    arch = cfg.model.backbone.arch
+    parameters = dict(tiny=11_682_417, small=22_690_941, base=40_246_210)[arch]
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert cfg.model.backbone.drop_path_rate == dict(tiny=0.1, small=0.1, base=0.3)[arch]
+    assert (cfg.optim_wrapper.get('clip_grad') or {}).get('max_norm') == dict(base=1.0).get(arch)
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-3, 0.05)
+    assert cfg.train_cfg.max_epochs == 300
+    warm_up, cosine = cfg.param_scheduler
+    assert (warm_up.end, cosine.eta_min, cosine.end) == (5, 1e-5, 300)
+    assert 8 * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == 1024
+    assert cfg.train_dataloader.sampler.type == 'RepeatAugSampler'
+    assert_decay_spares_norms(cfg, model, biases=True)
+
+    samples = [DataSample().set_gt_label(label) for label in (3, 999)]
+    # Mixed labels are soft: the loss sees scores, not classes.
+    for sample in samples:
+        sample.set_gt_score(torch.nn.functional.one_hot(sample.gt_label[0], 1000).float())
+    assert_learns(model, model.loss(torch.randn(2, 3, 64, 64), samples))
