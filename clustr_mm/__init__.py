@@ -5,6 +5,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+import clustr_mm.datasets  # registers the loading transform that names damaged files
 from clustr_mm.clustering import dpc_knn, merge_tokens
 from clustr_mm.models import ClusterAttention, ClusTR
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from clustr_mm.datasets.drawing import Color, Shape, Texture, ellipse, place
-from clustr_mm.datasets.textures import Rng, contrasting, luma, random_color, random_fill
+from clustr_mm.datasets.textures import Rng, contrasting, fill, luma, random_color
 
 # Where each group stands among the 133 (COCO-WholeBody's order).
 BODY, FEET, FACE = slice(0, 17), slice(17, 23), slice(23, 91)
@@ -204,9 +204,10 @@ def make_figure(rng: Rng, base: tuple[float, float], height: float, unit: float)
     ink = _darker(skin, 0.25 if luma(skin) > 90 else 0.1)
     edge = _darker(skin, 0.55)
     hair = contrasting(rng, skin, 50)
-    shirt = random_fill(rng, unit, 'plain' if rng.random() < 0.5 else 'stripes')
-    sleeve = shirt if not callable(shirt) else random_color(rng)
-    trousers, shoes = random_color(rng), random_color(rng, value=(0.1, 0.6))
+    # Clothes are any colour, but paler than things.
+    cloth, trousers = (random_color(rng, saturation=(0.05, 0.45)) for _ in range(2))
+    shoes = random_color(rng, saturation=(0.05, 0.45), value=(0.1, 0.5))
+    shirt = fill(rng, cloth, unit, 'plain' if rng.random() < 0.5 else 'stripes')
 
     def local_shape(
         points: ArrayLike, fill: Color | Texture, part: int, width: float | None = None
@@ -268,7 +269,7 @@ def make_figure(rng: Rng, base: tuple[float, float], height: float, unit: float)
         (5, 7, 9, LEFT_HAND, LEFT_ARM),
         (6, 8, 10, RIGHT_HAND, RIGHT_ARM),
     ):
-        shapes.append(Shape(k[[shoulder, elbow]], sleeve, 0.07 * girth * height, part))
+        shapes.append(Shape(k[[shoulder, elbow]], cloth, 0.07 * girth * height, part))
         shapes.append(Shape(k[[elbow, wrist]], skin, 0.052 * girth * height, part))
         j = k[hand]
         palm = np.concatenate([j[[0]], j[[1, 5, 9, 13, 17]]])

@@ -208,7 +208,7 @@ def _populate(rng: Rng, canvas: _Canvas) -> None:
     """Place persons and things, farthest first; drop what would hide another too much."""
     names = ['person'] * int(rng.choice(4, p=[0.25, 0.55, 0.2, 0.0]))
     others = [n for n in THINGS if n != 'person']
-    names += rng.permutation(others)[: int(rng.integers(1, 5))].tolist()
+    names += rng.permutation(others)[: int(rng.integers(2, 5))].tolist()
     if rng.random() < 0.25:
         names.append('other')
     height = canvas.image.shape[0]
@@ -227,7 +227,9 @@ def _place(rng: Rng, canvas: _Canvas, name: str, foot: float) -> bool:
     short = min(height, width)
     # 0 at the horizon, 1 at the lower edge: what is farther off is smaller.
     nearness = (foot - canvas.horizon) / (height * 1.02 - canvas.horizon)
-    x = rng.uniform(0.06, 0.94) * width
+    # Persons stand nearer the middle, or the frame would cut off most hands.
+    margin = 0.2 if name == 'person' else 0.06
+    x = rng.uniform(margin, 1 - margin) * width
     figure = None
     hung = False
     if name == 'person':
@@ -361,16 +363,16 @@ def _develop(rng: Rng, canvas: _Canvas) -> np.ndarray:
     """Lighting gradient, blur and sensor noise: the finished (H, W, 3) uint8 picture."""
     height, width = canvas.semantic.shape
     lx, ly = canvas.light
-    strength = np.float32(rng.uniform(0.05, 0.3))
+    strength = np.float32(rng.uniform(0.05, 0.25))
     x = np.linspace(-1, 1, width, dtype=np.float32)[None]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     light = 1 - strength * (np.float32(lx) * x + np.float32(ly * 0.6) * y)  # (H, W)
-    exposure = np.float32(rng.uniform(0.75, 1.1))
+    exposure = np.float32(rng.uniform(0.8, 1.1))
     image = canvas.image
-    if rng.random() < 0.4:
+    if rng.random() < 0.3:
         image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 0.7) * canvas.unit))
     grain = rng.standard_normal((height, width, 1), dtype=np.float32)
-    value = image * (light * exposure)[..., None] + grain * np.float32(rng.uniform(1.5, 6.0))
+    value = image * (light * exposure)[..., None] + grain * np.float32(rng.uniform(1.5, 5.0))
     return np.clip(value, 0, 255).astype(np.uint8)
 
 

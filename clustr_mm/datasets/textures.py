@@ -1,8 +1,9 @@
 """Seeded textures of the mini data set.
 
-Colour gives little away: wall, floor and every thing draw their hue from the whole circle; grass is
-green, and sky and water blue, more often than not, the last two from one palette. What tells the
-classes apart is the pattern (bricks, blades, ripples, clouds), its perspective, and the place.
+Colour narrows down, and never decides: sky and water share one palette, wall and floor and clothes
+have any hue, bottle and vase share a typical hue as ball and clock do, and every class leaves its
+typical hue in one draw of five. Within a pair the pattern (bricks, blades, ripples, clouds), its
+perspective, the outline and the place decide.
 
 All functions take a numpy Generator and return (height, width, 3) uint8 RGB. `unit` is the
 picture's scale: its short side in pixels divided by 160, so that a pattern keeps its size relative
@@ -34,6 +35,29 @@ def random_color(
     return round(r * 255), round(g * 255), round(b * 255)
 
 
+# Typical hues. Members of a pair share one, so that colour cannot tell them apart.
+HUES: dict[str, tuple[float, float]] = {
+    'air': (0.5, 0.64),  # sky, water
+    'grass': (0.2, 0.38),
+    'vessel': (0.7, 0.82),  # bottle, vase
+    'disc': (0.92, 1.0),  # ball, clock
+    'chair': (0.06, 0.11),
+    'book': (0.42, 0.48),
+}
+_TYPICAL = 0.8  # how often a class has its typical hue
+
+
+def typical_color(
+    rng: Rng,
+    palette: str,
+    saturation: tuple[float, float] = (0.4, 0.95),
+    value: tuple[float, float] = (0.4, 0.95),
+) -> Color:
+    """A colour with the palette's hue, or in one draw of five with any hue."""
+    hue = HUES[palette] if rng.random() < _TYPICAL else (0.0, 1.0)
+    return random_color(rng, hue, saturation, value)
+
+
 def luma(color: Color) -> float:
     """Brightness of a colour, 0 to 255."""
     return 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2]
@@ -42,7 +66,7 @@ def luma(color: Color) -> float:
 def contrasting(rng: Rng, color: Color, least: float = 60.0) -> Color:
     """A random colour whose brightness differs from `color`'s by at least `least` of 255."""
     for _ in range(20):
-        other = random_color(rng, saturation=(0.05, 0.7), value=(0.1, 1.0))
+        other = random_color(rng, saturation=(0.0, 0.4), value=(0.1, 1.0))
         if abs(luma(other) - luma(color)) >= least:
             return other
     return (20, 20, 25) if luma(color) > 127 else (240, 238, 230)
@@ -77,9 +101,8 @@ def _grain(rng: Rng, height: int, width: int) -> np.ndarray:
 
 
 def _air_color(rng: Rng) -> Color:
-    # Sky and water: the same palette, blue or grey mostly, else anything (sunsets).
-    hue = (0.5, 0.66) if rng.random() < 0.6 else (0.0, 1.0)
-    return random_color(rng, hue, saturation=(0.05, 0.55), value=(0.45, 0.95))
+    # Sky and water: the same palette, blue or grey mostly, else anything (sunset).
+    return typical_color(rng, 'air', saturation=(0.05, 0.55), value=(0.45, 0.95))
 
 
 def sky(rng: Rng, height: int, width: int, unit: float) -> np.ndarray:
@@ -114,8 +137,7 @@ def grass(rng: Rng, height: int, width: int, unit: float) -> np.ndarray:
     patches = noise(rng, height, width, 18 * unit, 30 * unit)
     depth = np.linspace(0.55, 1.1, height, dtype=np.float32)[:, None]  # finer and flatter far away
     value = 0.85 + rng.uniform(0.55, 0.85) * blades * depth + 0.10 * patches
-    hue = (0.15, 0.4) if rng.random() < 0.7 else (0.0, 1.0)
-    return _tint(value, random_color(rng, hue, saturation=(0.2, 0.8), value=(0.4, 0.85)))
+    return _tint(value, typical_color(rng, 'grass', (0.2, 0.8), (0.4, 0.85)))
 
 
 def masonry(rng: Rng, height: int, width: int, unit: float) -> np.ndarray:
@@ -123,7 +145,7 @@ def masonry(rng: Rng, height: int, width: int, unit: float) -> np.ndarray:
     brick_h = rng.uniform(7, 13) * unit
     brick_w = brick_h * rng.uniform(1.4, 2.6)
     joint = max(1.0, rng.uniform(0.9, 1.5) * unit)
-    brick = random_color(rng, saturation=(0.05, 0.65))
+    brick = random_color(rng, saturation=(0.0, 0.4))
     mortar = contrasting(rng, brick, 45)
     y = np.arange(height, dtype=np.float32) + np.float32(rng.uniform(0, brick_h))
     row = np.floor(y / brick_h).astype(np.int64)  # (h,)
@@ -140,7 +162,7 @@ def masonry(rng: Rng, height: int, width: int, unit: float) -> np.ndarray:
 def panels(rng: Rng, height: int, width: int, unit: float) -> np.ndarray:
     """Upright stripes: wall paper or boards."""
     period = rng.uniform(9, 18) * unit
-    first = random_color(rng, saturation=(0.05, 0.6))
+    first = random_color(rng, saturation=(0.0, 0.4))
     second = contrasting(rng, first, 30)
     x = np.arange(width, dtype=np.float32) + np.float32(rng.uniform(0, period))
     stripe = (x % period < period * rng.uniform(0.3, 0.6)).astype(np.float32)
@@ -157,7 +179,7 @@ def floor(rng: Rng, height: int, width: int, unit: float) -> np.ndarray:
     """Tiles or boards in perspective; at times bricks as on a wall: then only the place tells."""
     if rng.random() < 0.1:
         return masonry(rng, height, width, unit)
-    first = random_color(rng, saturation=(0.05, 0.6))
+    first = random_color(rng, saturation=(0.0, 0.4))
     second = contrasting(rng, first, 35)
     # The vanishing line lies above the upper end, so that no row has endless detail.
     above = rng.uniform(0.35, 0.8) * height
@@ -187,16 +209,16 @@ STUFF_TEXTURES: dict[str, Callable[[Rng, int, int, float], np.ndarray]] = {
 # ---- things -------------------------------------------------------------------------------------
 
 
-def random_fill(rng: Rng, unit: float, pattern: str) -> Color | Texture:
-    """What a garment, chair, bottle or vase is filled with: any colour, plain or in a pattern.
+def fill(rng: Rng, first: Color, unit: float, pattern: str) -> Color | Texture:
+    """What a garment, chair, bottle or vase is filled with.
 
     Args:
         rng: the scene's generator.
+        first: its main colour.
         unit: the picture's scale.
         pattern: 'plain', 'stripes' (level), 'slats' (upright), 'zigzag' or 'glass' (lit from the
             side, with a highlight).
     """
-    first = random_color(rng)
     second = contrasting(rng, first, 60)
     period, share = rng.uniform(5, 9) * unit, rng.uniform(0.35, 0.6)
 

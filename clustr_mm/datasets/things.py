@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from clustr_mm.datasets.drawing import Shape, ellipse, place
-from clustr_mm.datasets.textures import Rng, contrasting, random_color, random_fill
+from clustr_mm.datasets.textures import Rng, contrasting, fill, random_color, typical_color
 
 Origin = tuple[float, float]
 
@@ -48,11 +48,13 @@ def bottle(rng: Rng, origin: Origin, size: float, unit: float) -> list[Shape]:
     outline = _mirror(
         [(neck, -1.0), (neck, shoulder - 0.14), (body, shoulder), (body, -0.02), (body - 0.02, 0.0)]
     )
-    fill = random_fill(rng, unit, 'plain' if rng.random() < _PLAIN else 'glass')
+    body_fill = fill(
+        rng, typical_color(rng, 'vessel'), unit, 'plain' if rng.random() < _PLAIN else 'glass'
+    )
     cap = np.array([[-1, -1.0], [1, -1.0], [1, -0.9], [-1, -0.9]]) * [neck * 1.25, 1.0]
     tilt = rng.uniform(-0.15, 0.15)
     return [
-        Shape(place(outline, origin, size, tilt), fill),
+        Shape(place(outline, origin, size, tilt), body_fill),
         Shape(place(cap, origin, size, tilt), random_color(rng)),
     ]
 
@@ -65,11 +67,13 @@ def vase(rng: Rng, origin: Origin, size: float, unit: float) -> list[Shape]:
         _smooth([(lip, -1.0), (waist, rng.uniform(-0.82, -0.74)), (belly, rng.uniform(-0.5, -0.4)),
                  (foot, -0.06), (foot + 0.02, 0.0)])
     )  # fmt: skip
-    fill = random_fill(rng, unit, 'plain' if rng.random() < _PLAIN else 'zigzag')
+    body_fill = fill(
+        rng, typical_color(rng, 'vessel'), unit, 'plain' if rng.random() < _PLAIN else 'zigzag'
+    )
     rim = ellipse((0, -1.0), (lip, 0.035), points=16)
     tilt = rng.uniform(-0.15, 0.15)
     return [
-        Shape(place(outline, origin, size, tilt), fill),
+        Shape(place(outline, origin, size, tilt), body_fill),
         Shape(place(rim, origin, size, tilt), random_color(rng)),
     ]
 
@@ -82,8 +86,10 @@ def chair(rng: Rng, origin: Origin, size: float, unit: float) -> list[Shape]:
     back = np.array([[-half, -1.0], [half, -1.0], [half, seat_y], [-half, seat_y]])
     seat = np.array([[-half, seat_y], [half, seat_y], [half + skew, seat_y + drop],
                      [-half + skew, seat_y + drop]])  # fmt: skip
-    fill = random_fill(rng, unit, 'plain' if rng.random() < 0.5 else 'slats')
-    frame = random_color(rng, value=(0.2, 0.8))
+    body_fill = fill(
+        rng, typical_color(rng, 'chair'), unit, 'plain' if rng.random() < 0.5 else 'slats'
+    )
+    frame = typical_color(rng, 'chair', value=(0.3, 0.8))
     flip = np.array([side, 1.0])
 
     def at(points: ArrayLike) -> np.ndarray:
@@ -96,7 +102,7 @@ def chair(rng: Rng, origin: Origin, size: float, unit: float) -> list[Shape]:
               frame, leg * size)
         for x, top, foot in legs
     ]  # fmt: skip
-    shapes.append(Shape(at(back), fill))
+    shapes.append(Shape(at(back), body_fill))
     bars = rng.random() < 0.5
     if bars:
         hole = random_color(rng, value=(0.1, 0.4))
@@ -111,7 +117,7 @@ def book(rng: Rng, origin: Origin, size: float, unit: float) -> list[Shape]:
     """A cover with a spine, a title block and lines of text, at an angle."""
     ratio = rng.uniform(0.66, 0.8)
     tilt = rng.uniform(-0.5, 0.5)
-    cover = random_color(rng)
+    cover = typical_color(rng, 'book')
     ink, spine, pages = contrasting(rng, cover, 70), contrasting(rng, cover, 35), (238, 234, 220)
     skew = rng.uniform(-0.12, 0.12)
 
@@ -137,7 +143,7 @@ def book(rng: Rng, origin: Origin, size: float, unit: float) -> list[Shape]:
 def ball(rng: Rng, origin: Origin, size: float, unit: float) -> list[Shape]:
     """A disc with a ball's pattern: sectors, bands or spots, bent as on a sphere."""
     radius = size / 2
-    first = random_color(rng)
+    first = typical_color(rng, 'disc')
     second = contrasting(rng, first, 70)
     shapes = [Shape(ellipse(origin, (radius, radius), points=32), first)]
     turn = rng.uniform(0, 6.28)
@@ -169,7 +175,7 @@ def ball(rng: Rng, origin: Origin, size: float, unit: float) -> list[Shape]:
 def clock(rng: Rng, origin: Origin, size: float, unit: float) -> list[Shape]:
     """A disc with a rim, twelve marks and two hands."""
     radius = size / 2
-    face = random_color(rng)
+    face = typical_color(rng, 'disc')
     ink, rim = contrasting(rng, face, 80), contrasting(rng, face, 40)
     shapes = [
         Shape(ellipse(origin, (radius, radius), points=32), rim),

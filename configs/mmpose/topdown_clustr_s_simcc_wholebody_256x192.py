@@ -9,7 +9,7 @@ Expected: nothing measured here, and the paper has no such head.
 
 _base_ = [
     '../_base_/models/topdown_simcc.py',
-    '../_base_/datasets/coco_wholebody_256x192_simcc.py',
+    '../_base_/datasets/wholebody_256x192_simcc.py',
     '../_base_/schedules/wholebody_210e.py',
 ]
 model = dict(

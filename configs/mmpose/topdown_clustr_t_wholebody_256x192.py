@@ -9,7 +9,7 @@ Expected: nothing measured here; the paper has 59.4 AP, without naming model and
 
 _base_ = [
     '../_base_/models/topdown_heatmap.py',
-    '../_base_/datasets/coco_wholebody_256x192.py',
+    '../_base_/datasets/wholebody_256x192.py',
     '../_base_/schedules/wholebody_210e.py',
 ]
 model = dict(

@@ -154,20 +154,25 @@ def test_every_class_occurs_in_both_splits():
         assert seen == set(LABELS)
 
 
-def test_colour_does_not_give_stuff_away():
-    """Mean colours of different stuff classes overlap: nearest class mean is no classifier."""
-    means, labels = [], []
-    for index in range(80):
+@pytest.mark.parametrize(
+    'pair', [('sky', 'water'), ('wall', 'floor'), ('bottle', 'vase'), ('ball', 'clock')]
+)
+def test_colour_does_not_tell_a_pair_apart(pair):
+    """Its members are told apart by texture, outline or place: the nearest mean colour guesses."""
+    colours, names = [], []
+    for index in range(150):
         scene = make_scene(3, 'train', index, (64, 64))
-        for name in ('wall', 'floor', 'grass', 'water', 'sky'):
+        for name in pair:
             region = scene.semantic == LABELS[name]
-            if region.sum() > 200:
-                means.append(scene.image[region].mean(axis=0))
-                labels.append(name)
-    means, labels = np.array(means), np.array(labels)
-    centres = {name: means[labels == name].mean(axis=0) for name in set(labels)}
-    guess = [min(centres, key=lambda n: np.linalg.norm(m - centres[n])) for m in means]
-    assert (np.array(guess) == labels).mean() < 0.5
+            if region.sum() > 60:
+                pixels = scene.image[region].mean(axis=0)
+                colours.append(pixels / pixels.sum())  # without brightness
+                names.append(name)
+    colours, names = np.array(colours), np.array(names)
+    means = {name: colours[names == name].mean(axis=0) for name in pair}
+    guess = [min(pair, key=lambda n: np.linalg.norm(c - means[n])) for c in colours]
+    right = [(np.array(guess) == names)[names == name].mean() for name in pair]
+    assert np.mean(right) < 0.7  # 0.5 is blind
 
 
 def test_layout_is_the_same_at_every_size():

@@ -1,5 +1,5 @@
 # COCO-WholeBody with persons cut out at 256x192, and coordinates as classes of half a pixel.
-_base_ = './coco_wholebody_256x192.py'
+_base_ = './wholebody_256x192.py'
 simcc = dict(
     type='SimCCLabel',
     input_size=(192, 256),

@@ -1,3 +1,4 @@
+# (Not coco_wholebody.py: mmpose looks for its own file of that name in the working directory.)
 # COCO-WholeBody V1.0: 149,813 persons with keypoints in the training images of COCO 2017, 5,000
 # validation images, 133 keypoints. The boxes of a validation run are those of the detector of 56.4
 # person AP that the field compares with; bbox_file=None takes the annotated ones. A batch of 64 on

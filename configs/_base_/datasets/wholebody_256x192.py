@@ -1,5 +1,5 @@
 # COCO-WholeBody with persons cut out at 256x192, and heat maps of a quarter of it.
-_base_ = './coco_wholebody.py'
+_base_ = './wholebody.py'
 codec = dict(type='MSRAHeatmap', input_size=(192, 256), heatmap_size=(48, 64), sigma=2)
 train_pipeline = [
     dict(type='LoadImage'),

@@ -1,5 +1,5 @@
 # COCO-WholeBody with persons cut out at 384x288, and heat maps of a quarter of it.
-_base_ = './coco_wholebody.py'
+_base_ = './wholebody.py'
 codec = dict(type='MSRAHeatmap', input_size=(288, 384), heatmap_size=(72, 96), sigma=3)
 train_pipeline = [
     dict(type='LoadImage'),
