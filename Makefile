@@ -26,7 +26,7 @@ help:
 	@echo "CUDA_OPS=0 leaves mmcv's CUDA ops out where there is a GPU."
 
 setup:
-	@requirements/setup_env.sh
+	@bash requirements/setup_env.sh
 
 demo: setup
 	@"$(python)" tools/demo_train.py

@@ -5,8 +5,8 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-import clustr_mm.datasets  # registers the loading transform that names damaged files
 from clustr_mm.clustering import dpc_knn, merge_tokens
+from clustr_mm.datasets import CheckedLoad
 from clustr_mm.models import ClusterAttention, ClusTR
 
 try:
@@ -14,4 +14,4 @@ try:
 except PackageNotFoundError:  # a source tree that is not installed
     __version__ = '0+unknown'
 
-__all__ = ['ClusTR', 'ClusterAttention', '__version__', 'dpc_knn', 'merge_tokens']
+__all__ = ['CheckedLoad', 'ClusTR', 'ClusterAttention', '__version__', 'dpc_knn', 'merge_tokens']

@@ -66,6 +66,15 @@ print(*re.findall(r"^cuda\b.*= '(\d+)\.", (folder / "version.py").read_text(), r
 PY
 }
 
+# The compute capabilities of the GPUs that torch sees ("9.0", "8.0;8.6").
+gpu_kinds() {
+    "$python" - <<'PY'
+import torch
+kinds = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+print(";".join(f"{major}.{minor}" for major, minor in sorted(kinds)))
+PY
+}
+
 # A CUDA toolkit of the major version $1 that can compile (nvcc and the headers).
 find_toolkit() {
     local nvcc home
@@ -175,41 +184,42 @@ check_machine() {
 # A pip that was cut off leaves packages which look installed and are not: what has no RECORD, which pip
 # writes last, is taken away, so that it is installed again.
 remove_half_installed() {
-    local packages
-    packages=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
     find "$packages" -maxdepth 1 \( -name '~*' -o -name '*.dist-info' ! -exec test -e '{}/RECORD' \; \) \
         -exec rm -rf {} +
-    for other in mmcv mmcv_full mmengine mmdet mmsegmentation mmpretrain; do
-        if compgen -G "$packages/$other-*.dist-info" >/dev/null; then
-            die "$venv holds ${other//_/-}, whose files the onedl fork would overwrite: name another folder with VENV="
+}
+
+refuse_upstream() {
+    local name
+    for name in mmcv mmcv_full mmengine mmdet mmsegmentation mmpretrain; do
+        if compgen -G "$packages/$name-*.dist-info" >/dev/null; then
+            die "$venv holds ${name//_/-}, whose files the onedl fork would overwrite: name another folder with VENV="
         fi
     done
 }
 
+pinned() {
+    grep "^$1==" "$lock"
+}
+
 # compiled NAME PROOF BUILT_AGAINST WHAT [PIP OPTION...]: installs the source distribution NAME, and proves
-# that what it compiled works. pip's cache cannot be trusted with such wheels: it knows a wheel by its source alone,
-# so it hands out one built against another torch or numpy, or mmcv built in isolation, which has no ops
-# at all. So each gets a cache of its own for what it was built against.
+# that what it compiled works. pip's cache cannot be trusted with such wheels: it knows a wheel by its
+# source alone, so it hands out one built against another torch or numpy, or mmcv built in isolation,
+# which has no ops at all. So each gets a cache of its own for what it was built against.
 compiled() {
-    local name=$1 proof=$2 against=$3 what=$4 cache built
+    local name=$1 proof=$2 against=$3 what=$4 built=$venv/built-$1 cache
     shift 4
-    built=$venv/built-$name
+    against="$(pinned "$name") $against"
     [ "$(cat "$built" 2>/dev/null)" = "$against" ] && "$python" -c "$proof" >>"$log" 2>&1 && return
-    cache=$("$python" -m pip cache dir 2>/dev/null || true)
-    [ -z "$cache" ] || cache=$cache/clustr-mm/$name-$(printf '%s' "$against" | sha256sum | cut -c 1-12)
     rm -f "$built"
-    step "$what" pip_install --verbose --force-reinstall --constraint "$lock" \
-        ${cache:+--cache-dir "$cache"} "$@" "$name"
+    cache=$("$python" -m pip cache dir 2>/dev/null || true) # nothing where pip is told to keep none
+    [ -z "$cache" ] || cache=$cache/clustr-mm/$name-$(printf '%s' "$against" | sha256sum | cut -c 1-12)
+    step "$what" pip_install --verbose --force-reinstall ${cache:+--cache-dir "$cache"} "$@" "$(pinned "$name")"
     if ! "$python" -c "$proof" >>"$log" 2>&1; then
         step "$what once more, from the source alone, for the wheel that pip found does not work here" \
-            pip_install --verbose --force-reinstall --constraint "$lock" --no-cache-dir --no-binary "$name" "$name"
+            pip_install --verbose --force-reinstall --no-cache-dir --no-binary "$name" "$(pinned "$name")"
         step "checking $name" "$python" -c "$proof"
     fi
     printf '%s' "$against" >"$built"
-}
-
-pinned() {
-    grep "^$1==" "$lock"
 }
 
 jobs_that_fit() {
@@ -222,7 +232,7 @@ jobs_that_fit() {
 }
 
 install() {
-    local mmcv_proof mmcv_time
+    local packages name mmcv_proof mmcv_time major toolkit tools=()
     # pip unpacks gigabytes, more than many a /tmp holds.
     export TMPDIR=$venv/tmp
     rm -rf "$TMPDIR"
@@ -230,11 +240,15 @@ install() {
 
     # Also mends an environment whose making was cut off: pip is the last thing it puts in.
     "$python" -m pip --version >/dev/null 2>&1 || step "making $venv with $(version_of "$base")" "$base" -m venv "$venv"
+    packages=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+    refuse_upstream
     remove_half_installed
     export PATH="$venv/bin:$PATH" # ninja
 
-    step "installing the build tools" \
-        pip_install --constraint "$lock" click cython ninja numpy packaging setuptools wheel
+    for name in click cython ninja numpy packaging setuptools wheel; do
+        tools+=("$(pinned "$name")")
+    done
+    step "installing the build tools" pip_install "${tools[@]}"
     step "installing torch, the OpenMMLab packages and what they need (the first time 5 GB, about 3 minutes)" \
         pip_install --requirement <(grep -Ev '^(onedl-mmcv|xtcocotools)==' "$lock")
 
@@ -249,10 +263,11 @@ install() {
     mmcv_proof='from mmcv.ops import get_compiling_cuda_version as cuda, nms'
     mmcv_time="about 9 minutes on two cores"
     if [ "$ops" != cpu ]; then
-        export FORCE_CUDA=1 CUDA_HOME="${ops#cuda * }"
+        read -r _ major toolkit <<<"$ops"
         # A toolkit may be nvcc and the runtime alone; the other headers came with torch's CUDA libraries.
-        cuda_libraries=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/nvidia
-        export CPATH="$cuda_libraries/cu${ops:5:2}/include${CPATH:+:$CPATH}"
+        export FORCE_CUDA=1 CUDA_HOME="$toolkit" CPATH="$packages/nvidia/cu$major/include${CPATH:+:$CPATH}"
+        # Said aloud, for a wheel built for another GPU does not run on this one.
+        export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$(gpu_kinds)}
         mmcv_proof+='; assert cuda() != "not available", "mmcv was compiled without CUDA"'
         mmcv_time="with CUDA, which CUDA_OPS=0 leaves out: about 10 minutes on 16 cores"
     else

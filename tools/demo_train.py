@@ -25,9 +25,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--data', default='data/mini/ade', help='folder of the mini data set')
-    parser.add_argument('--train', type=int, default=800, metavar='N', help='training pictures')
+    parser.add_argument('--train', type=int, default=1200, metavar='N', help='training pictures')
     parser.add_argument('--val', type=int, default=60, metavar='N', help='validation pictures')
-    parser.add_argument('--size', type=int, default=128, metavar='PIXELS', help='side of a picture')
+    parser.add_argument('--size', type=int, default=96, metavar='PIXELS', help='side of a picture')
     parser.add_argument('--work-dir', default='work_dirs/demo', help='folder of what it writes')
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='as train.py takes them'

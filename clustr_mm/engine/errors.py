@@ -26,6 +26,8 @@ _PACKAGE_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + 
 _OURS_IN_TEXT = re.compile(rf'^{_PACKAGE}\.[\w.]+: (.*)', re.MULTILINE | re.DOTALL)
 _UNKNOWN_ARGUMENT = re.compile(r"([\w.]+)\(\) got an unexpected keyword argument '(\w+)'")
 _UNREGISTERED = re.compile(r'(\S+) is not in the (\S+) registry')
+# The libraries' data sets assert what they expect of a user's files, in sentences.
+_DATASET_CODE = re.compile(r'[/\\]mm(det|seg|pose|pretrain)[/\\]datasets[/\\]')
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 
@@ -135,6 +137,8 @@ def _explain_one(error: BaseException, cfg: Config | None) -> str | None:
         return text
     if isinstance(error, OSError) and error.errno in _DISK:
         return f'{error.strerror}: {error.filename or "writing to the work folder"}'
+    if isinstance(error, AssertionError) and text and _raised_in(error, _DATASET_CODE):
+        return text
     if 'Expected more than 1 value per channel' in text:
         return (
             'batch normalisation needs more than one value a channel, and this batch is too small '
@@ -158,6 +162,12 @@ def _raised_by_us(error: BaseException) -> bool:
         return False
     line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0)
     return line.strip().startswith('raise ')
+
+
+def _raised_in(error: BaseException, files: re.Pattern) -> bool:
+    """Whether the exception comes from a file whose path matches."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and files.search(frames[-1].filename) is not None
 
 
 def _unknown_argument(text: str, cfg: Config) -> str | None:

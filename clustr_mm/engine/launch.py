@@ -47,6 +47,7 @@ def validate_untrained(arguments: Sequence[str] | None = None) -> dict[str, floa
         UserError: If the user can mend what went wrong.
     """
     cfg = _training_config(arguments)
+    cfg.setdefault('default_hooks', {})['checkpoint'] = None  # it would keep this as the best
     with explained(cfg):
         config.guard_data(cfg, ('val',))
         runner = build_runner(cfg)

@@ -86,7 +86,7 @@ def make_record(sample: dict[str, Any], classes: Sequence[str] | None) -> dict[s
     elif instances is not None and 'keypoints' in instances:
         points = np.concatenate(
             [_array(instances['keypoints']), _array(instances['keypoint_scores'])[..., None]], -1
-        )  # (persons, K, 3)
+        ).astype(np.float64)  # (persons, K, 3)
         record['persons'] = [
             {'bbox': _box(box), 'score': _number(score), 'keypoints': np.round(each, 4).tolist()}
             for box, score, each in zip(
