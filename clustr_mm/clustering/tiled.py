@@ -115,7 +115,10 @@ class _Tiles:
         """
         shape = (*queries.shape[:2], keys.shape[1])
         out = self.buffer[: shape[0] * shape[1] * shape[2]].view(shape)
-        return torch.bmm(queries, keys.transpose(1, 2), out=out)
+        if shape[0] > 1:
+            return torch.bmm(queries, keys.transpose(1, 2), out=out)
+        torch.mm(queries[0], keys[0].T, out=out[0])  # bmm of one matrix uses one thread on a CPU
+        return out
 
 
 def _rows_of(tokens: Tensor, index: Tensor) -> Tensor:

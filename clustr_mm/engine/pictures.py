@@ -7,12 +7,17 @@ visualizers all draw one sample into one file, so one hook over those serves all
 import inspect
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain, zip_longest
 from typing import Any
 
+import numpy as np
 from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
+from mmengine.structures import PixelData
+
+_SIDE = 320  # pixels of the shorter side below which a picture is enlarged
 
 
 @HOOKS.register_module()
@@ -46,7 +51,9 @@ class PictureHook(Hook):
         gathered = all_gather_object([sample.cpu() for sample in outputs or ()])
         if not is_main_process():
             return
-        for sample in (each for samples in gathered for each in samples):
+        # Processes take turns at the images, so taking turns at them gives the order back.
+        in_turn = chain.from_iterable(zip_longest(*gathered))
+        for sample in (each for each in in_turn if each is not None):
             if 'pred_instances' in sample and 'keypoints' in sample.pred_instances:
                 # A top-down model gives a sample for every person, one image's in a row.
                 if self._persons and self._persons[0].img_path != sample.img_path:
@@ -68,22 +75,35 @@ class PictureHook(Hook):
         self._draw(runner, merge_data_samples(self._persons), draw_gt=False, draw_bbox=True)
         self._persons = []
 
-    def _draw(self, runner: Any, sample: Any, **how: bool) -> None:
+    def _draw(self, runner: Any, sample: Any, **how: Any) -> None:
         import mmcv
 
         image = mmcv.imread(sample.img_path, channel_order='rgb')
         out_file = os.path.join(self.out_dir, self._name(sample.img_path))
-        visualizer = runner.visualizer
-        if hasattr(visualizer, 'visualize_cls'):
-            visualizer.visualize_cls(image, sample, out_file=out_file)
-        else:
-            visualizer.add_datasample('picture', image, sample, out_file=out_file, **how)
+        factor = max(1, _SIDE // min(image.shape[:2]))
+        if hasattr(runner.visualizer, 'visualize_cls'):
+            how['rescale_factor'] = factor
+            runner.visualizer.visualize_cls(image, sample, out_file=out_file, **how)
+            return
+        if 'pred_sem_seg' in sample and factor > 1:
+            image, sample = _enlarge(image, sample, factor)
+        runner.visualizer.add_datasample('picture', image, sample, out_file=out_file, **how)
 
     def _name(self, path: str) -> str:
         """Names an image's picture, no two alike."""
         name = next(each for each in _names(path) if self._taken.get(each, path) == path)
         self._taken[name] = path
         return name
+
+
+def _enlarge(image: np.ndarray, sample: Any, factor: int) -> tuple[np.ndarray, Any]:
+    """Repeats every pixel of an image (H, W, 3) and of its label maps, so that words fit."""
+    sample = sample.new()
+    for key in {'pred_sem_seg', 'gt_sem_seg'} & set(sample.keys()):
+        labels = sample.get(key).data  # (1, H, W)
+        large = labels.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+        sample.set_data({key: PixelData(data=large)})
+    return image.repeat(factor, 0).repeat(factor, 1), sample
 
 
 def _names(path: str) -> Iterator[str]:

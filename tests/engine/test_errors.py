@@ -78,3 +78,12 @@ def test_bugs_are_not_explained_away():
     assert explain(TypeError("f() got an unexpected keyword argument 'x'"), cfg) is None
     with pytest.raises(ValueError), explained(cfg):
         int('x')
+
+
+def test_what_a_data_set_asserts_of_the_users_files_is_shown(tmp_path):
+    datasets = pytest.importorskip('mmpretrain.datasets')
+    (tmp_path / 'cat').mkdir()
+    (tmp_path / 'cat' / '1.jpg').touch()
+    classes = dict(classes=('cat', 'dog'))
+    error = raised(lambda: datasets.CustomDataset(data_root=str(tmp_path), metainfo=classes))
+    assert 'number of subfolders (1)' in explain(error)
