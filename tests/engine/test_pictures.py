@@ -1,0 +1,27 @@
+"""A picture of every image: names that do not collide, small images enlarged."""
+
+import numpy as np
+import pytest
+import torch
+from mmengine.structures import PixelData
+
+from clustr_mm.engine.pictures import PictureHook, _enlarge
+
+
+def test_images_of_one_name_get_pictures_of_their_own(tmp_path):
+    hook = PictureHook(str(tmp_path))
+    names = [hook._name(path) for path in ('a/x/1.jpg', 'b/x/1.jpg', 'a/x/1.jpg', 'a/x/2.png')]
+    assert names == ['1.jpg', 'x_1.jpg', '1.jpg', '2.jpg']
+    assert hook._name('c/x/1.jpg') not in names
+
+
+def test_label_maps_grow_with_their_image():
+    structures = pytest.importorskip('mmseg.structures')
+    sample = structures.SegDataSample(metainfo=dict(img_path='1.jpg'))
+    sample.pred_sem_seg = PixelData(data=torch.tensor([[[1, 2]]]))
+    sample.gt_sem_seg = PixelData(data=torch.tensor([[[3, 4]]]))
+    image, large = _enlarge(np.zeros((1, 2, 3), np.uint8), sample, 3)
+    assert image.shape == (3, 6, 3)
+    assert large.pred_sem_seg.data[0, 0].tolist() == [1, 1, 1, 2, 2, 2]
+    assert large.gt_sem_seg.data.shape == (1, 3, 6)
+    assert sample.pred_sem_seg.data.shape == (1, 1, 2)
