@@ -19,7 +19,10 @@ from clustr_mm.datasets.images import image_fault
 ON_ERROR = ('raise', 'skip')
 # What loads files first in a pipeline, by the type names of mmcv, mmdet, mmseg, mmpose, mmpretrain.
 LOADERS = ('LoadImageFromFile', 'LoadImage', 'LoadAnnotations')
-_MEND = "restore the file or take it out of the data set (on_error='skip' trains without it)"
+_MEND = (
+    'restore the file or take it out of the data set (--cfg-options on_broken_file=skip trains '
+    'without it)'
+)
 
 
 class DataFileError(ValueError):

@@ -57,7 +57,7 @@ def test_damaged_image_is_named(files, name, words, caplog):
     with pytest.raises(DataFileError) as error:
         load()(dict(img_path=files[name]))
     message = str(error.value)
-    assert files[name] in message and words in message and "on_error='skip'" in message
+    assert files[name] in message and words in message and 'on_broken_file=skip' in message
     assert '\n' not in message
 
 

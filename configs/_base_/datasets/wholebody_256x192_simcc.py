@@ -9,14 +9,6 @@ simcc = dict(
     use_dark=False,
 )
 codec = dict(_delete_=True, **simcc)
-train_pipeline = [
-    dict(type='LoadImage'),
-    dict(type='GetBBoxCenterScale'),
-    dict(type='RandomFlip', direction='horizontal'),
-    dict(type='RandomHalfBody'),
-    dict(type='RandomBBoxTransform'),
-    dict(type='TopdownAffine', input_size=simcc['input_size']),
-    dict(type='GenerateTarget', encoder=simcc),
-    dict(type='PackPoseInputs'),
-]
+train_pipeline = _base_.train_pipeline
+train_pipeline[6]['encoder'] = simcc
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
