@@ -142,8 +142,10 @@ def test_backbone_starts_from_a_checkpoint(trained, data, tmp_path, suffix):
 )
 def test_mistakes_in_the_config_are_one_sentence(data, tmp_path, options, words):
     arguments = [CONFIG, '--data-root', str(data), '--work-dir', str(tmp_path)]
+    # mmengine names a run's logger by the second: two runs within one would share a log.
+    name = f'experiment_name={tmp_path.name}'
     with pytest.raises(UserError) as error:
-        train([*arguments, *SMALL, *options])
+        train([*arguments, *SMALL, *options, name])
     for word in words:
         assert word in str(error.value)
     assert '\n' not in str(error.value)
