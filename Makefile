@@ -31,6 +31,8 @@ setup:
 demo: setup
 	@"$(python)" tools/demo_train.py
 
+# The tests are small: one thread each is as fast, and does not wait for threads that got no core.
+test: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 test: setup
 	@"$(python)" -m pytest -m "$(MARKS)" tests
 
