@@ -204,7 +204,7 @@ def use_init_from(cfg: Config, checkpoint: str) -> None:
         UserError: If there is no such file, or the config has no backbone.
     """
     if not os.path.isfile(checkpoint):
-        raise UserError(f'--init-from: checkpoint {checkpoint} does not exist')
+        raise UserError(f'--init-from: checkpoint {checkpoint} does not exist; check the path')
     if not isinstance(cfg.model.get('backbone'), dict):
         raise UserError(f'--init-from {checkpoint}: config {cfg.filename} has no model.backbone')
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')

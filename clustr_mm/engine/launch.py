@@ -73,7 +73,7 @@ def test(arguments: Sequence[str] | None = None) -> dict[str, float]:
     cfg.load_from = options.checkpoint
     cfg.resume = False
     if not os.path.isfile(options.checkpoint):
-        raise UserError(f'checkpoint {options.checkpoint} does not exist')
+        raise UserError(f'checkpoint {options.checkpoint} does not exist; check the path')
     if options.amp:
         config.use_amp(cfg, device)
         cfg.test_cfg.fp16 = True
