@@ -224,6 +224,7 @@ def test_command_line_mistakes_are_one_line(monkeypatch, capsys):
         (['no_such_config.py'], 'no_such_config.py'),
         ([CONFIG, '--ampp'], '--ampp'),
         ([CONFIG, '--cfg-options', 'train_cfg.max_iters'], 'KEY=VALUE'),
+        ([CONFIG, '--cfg-options', "model.neck=dict(type='FPN')"], 'key by key'),
         ([CONFIG, '--init-from', 'no.pth'], 'no.pth'),
         *([] if torch.cuda.is_available() else [([CONFIG, '--amp'], 'GPU')]),
         *([] if torch.cuda.is_available() else [([CONFIG, '--device', 'cuda'], 'GPU')]),
@@ -264,34 +265,3 @@ def test_several_processes_train_and_test_without_a_gpu(data, tmp_path):
     assert result.returncode == 0, result.stderr
     assert len(json.loads(out.read_text())) == 3
     assert len(list(pictures.iterdir())) == 3
-
-
-@pytest.mark.long
-def test_a_config_of_mmsegs_own_trains_through_mmsegs_own_script(data, tmp_path):
-    import mmseg
-
-    mim = Path(mmseg.__file__).parent / '.mim'
-    base = mim / 'configs/upernet/upernet_r18_4xb4-160k_ade20k-512x512.py'
-    config = tmp_path / 'plugged.py'
-    channels = 'in_channels=[64, 128, 256, 512]'
-    config.write_text(
-        f"_base_ = '{base.resolve()}'\n"
-        "custom_imports = dict(imports=['clustr_mm'])\n"
-        'model = dict(pretrained=None, '
-        "backbone=dict(_delete_=True, type='ClusTR', arch='small'), "
-        f'decode_head=dict({channels}), auxiliary_head=dict(in_channels=256))\n'
-    )
-    options = [
-        'train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'train_dataloader.batch_size=2',
-        'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
-        'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False',
-        'model.data_preprocessor.size=(64,64)', 'model.decode_head.channels=32',
-        'train_dataloader.dataset.pipeline.2.scale=(128,64)',
-        'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
-        'val_dataloader.dataset.pipeline.1.scale=(128,64)',
-        f'train_dataloader.dataset.data_root={data}', f'val_dataloader.dataset.data_root={data}',
-    ]  # fmt: skip
-    result = run(mim / 'tools/train.py', config, '--cfg-options', *options, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / 'work_dirs' / 'plugged' / 'iter_2.pth').is_file()
-    assert 'mIoU' in log_of(tmp_path / 'work_dirs' / 'plugged')
