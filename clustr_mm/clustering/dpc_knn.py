@@ -8,14 +8,15 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from clustr_mm.clustering.native import can_run_native, dpc_knn_native
 from clustr_mm.clustering.reference import dpc_knn_reference
 from clustr_mm.clustering.tiled import dpc_knn_tiled
 
 BACKENDS: dict[str, Callable[[Tensor, Sequence[int], int], list[Tensor]]] = {
     'reference': dpc_knn_reference,
     'tiled': dpc_knn_tiled,
+    'native': dpc_knn_native,
 }
-_DEFAULT = 'tiled'
 
 
 @overload
@@ -38,24 +39,27 @@ def dpc_knn(
         k: Neighbours of the density estimate, the token itself included; at least 1. N where
             there are fewer tokens.
         backend: ``'reference'`` (the definition, O(N^2) memory), ``'tiled'`` (exact, O(N) memory,
-            any device), or None for the fastest exact one.
+            any device), ``'native'`` (exact, O(N) memory, compiled, float32 on a CPU), or None for
+            the fastest exact one that runs here.
 
     Returns:
         The cluster of every token, (B, N) int64 from 0 to M - 1: the rank of its centre by score.
         A tuple of them, in the order of the counts, if ``num_clusters`` is a sequence.
 
     Raises:
-        ValueError: If the shape, dtype, a count, ``k`` or the backend is not one of these.
+        ValueError: If the shape, dtype, a count, ``k`` or the backend is not one of these, or the
+            backend asked for cannot run here (with the reason).
     """
     counts = list(num_clusters) if isinstance(num_clusters, Sequence) else [num_clusters]
     _check(x, counts, k)
-    name = _DEFAULT if backend is None else backend
-    if name not in BACKENDS:
+    if backend is not None and backend not in BACKENDS:
         raise ValueError(f'backend is {backend!r}; use None or one of {sorted(BACKENDS)}')
     # Autocast would round the distances to half precision.
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         precise = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-        labels = BACKENDS[name](precise, counts, min(k, x.shape[1]))
+        if backend is None:
+            backend = 'native' if can_run_native(precise) is None else 'tiled'
+        labels = BACKENDS[backend](precise, counts, min(k, x.shape[1]))
     return tuple(labels) if isinstance(num_clusters, Sequence) else labels[0]
 
 

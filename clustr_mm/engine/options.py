@@ -30,8 +30,8 @@ class _CfgOptions(DictAction):
             super().__call__(parser, namespace, values, option_string)
         except RecursionError as error:  # mmengine's reader, at a bracket that it does not know
             raise UserError(
-                f'--cfg-options {" ".join(values)}: a value is a number, a word, a list or a tuple; '
-                'give a dict key by key, as in a.b.type=GN a.b.num_groups=8'
+                f'--cfg-options {" ".join(values)}: a value is a number, a word, a list or a '
+                'tuple; give a dict key by key, as in a.b.type=GN a.b.num_groups=8'
             ) from error
         except (ValueError, AssertionError, SyntaxError) as error:
             raise UserError(f'--cfg-options {" ".join(values)}: {error}') from error
