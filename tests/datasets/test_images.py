@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clustr_mm.datasets.images import image_fault
+from clustr_mm.datasets.images import bits_per_channel, depth_fault, image_fault
 
 
 def encode(image, kind, **options):
@@ -75,3 +75,41 @@ def test_what_is_no_image_is_said_so():
     assert 'empty' in image_fault(b'')
     assert 'not an image' in image_fault(b'<html>not found</html>')
     assert image_fault(b'\xff\xd8\xff\xd9')
+
+
+def deep_files():
+    """Grey ramps of 16 and 32 bits, by name: (file, what a decoder to 8 bits made of it)."""
+    ramp = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)
+    shown = (ramp >> 8).astype(np.uint8)
+    png, tiff = (
+        lambda array, kind=kind: cv2.imencode(kind, array)[1].tobytes() for kind in ('.png', '.tif')
+    )
+    return {
+        'whole range png': (png(ramp), shown, None),
+        'whole range tiff': (tiff(ramp), shown, None),
+        'black': (png(ramp * 0), shown * 0, None),
+        '14 bits': (png(ramp >> 2), shown >> 2, 'no value above 16383, of which 8 bits keep 64'),
+        '12 bits': (tiff(ramp >> 4), shown >> 4, 'no value above 4095, of which 8 bits keep 16'),
+        'cut off': (png(ramp), np.minimum(ramp, 255).astype(np.uint8), "imdecode_backend='cv2'"),
+        'loaded at its own depth': (png(ramp >> 4), ramp >> 4, None),
+        '32 bits': (tiff(ramp.astype(np.float32)), shown, 'has 32 bits'),
+        'a format of OpenCV': (
+            cv2.imencode('.hdr', np.dstack([ramp] * 3).astype(np.float32))[1].tobytes(),
+            shown,
+            'has 32 bits',
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(('data', 'loaded', 'words'), deep_files().values(), ids=list(deep_files()))
+def test_what_8_bits_lose_is_said(data, loaded, words):
+    assert image_fault(data) is None and bits_per_channel(data) in (16, 32)
+    fault = depth_fault(data, loaded)
+    assert fault is None if words is None else words in fault
+
+
+def test_ordinary_pictures_have_8_bits_and_lose_nothing():
+    for name, data in whole_files().items():
+        loaded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        assert bits_per_channel(data) <= 8 or name == '16-bit png'
+        assert depth_fault(data, loaded) is None

@@ -1,5 +1,7 @@
-"""Training on a damaged file stops or goes on as the config says, and always says which file."""
+"""Training on a file that cannot be used stops or goes on as the config says, and names it."""
 
+import io
+import json
 import logging
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.registry import TRANSFORMS
+from PIL import Image, ImageOps
 
 from clustr_mm.datasets import DataFileError, guard_pipeline
 
@@ -124,11 +127,32 @@ def test_error_survives_a_loading_process(files):
 
 
 def test_guarding_twice_is_guarding_once():
-    pipeline = [dict(type='LoadImageFromFile'), dict(type='mmdet.LoadAnnotations'), dict(type='X')]
-    once = guard_pipeline(pipeline, 'skip')
-    assert [step['type'] for step in once] == ['CheckedLoad', 'CheckedLoad', 'X']
+    pipeline = [
+        dict(type='Mix'),
+        dict(type='LoadImageFromFile'),
+        dict(type='mmdet.LoadAnnotations'),
+        dict(type='X'),
+    ]
+    once = guard_pipeline(pipeline, 'skip', num_classes=3)
+    kinds = [step['type'] for step in once]
+    assert kinds == ['Mix', 'CheckedLoad', 'CheckedLoad', 'CheckedStep']
+    assert once[2] == dict(type='CheckedLoad', loader=pipeline[2], on_error='skip', num_classes=3)
     assert guard_pipeline(once, 'raise') == once
-    assert pipeline[0] == dict(type='LoadImageFromFile')
+    assert pipeline[1] == dict(type='LoadImageFromFile')
+
+
+def test_what_loads_nothing_is_left_alone():
+    # A wrapper that mixes samples asks its transforms which ones, and must find them as they are.
+    pipeline = [dict(type='Mosaic'), dict(type='Resize')]
+    assert guard_pipeline(pipeline) == pipeline
+
+
+def test_augmented_testing_is_guarded_inside():
+    branches = [[dict(type='Resize'), dict(type='Resize')], [dict(type='LoadAnnotations')]]
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='TestTimeAug', transforms=branches)]
+    guarded = guard_pipeline(pipeline)[1]['transforms']
+    kinds = [[step['type'] for step in branch] for branch in guarded]
+    assert kinds == [['CheckedStep', 'CheckedStep'], ['CheckedLoad']]
 
 
 def test_unknown_choice_is_named():
@@ -144,3 +168,129 @@ def test_importing_needs_no_task_library_and_no_generator():
     )
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == '[]'
+
+
+def encode(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def odd_files():
+    """By name: a file's content, and the (H, W, 3) RGB picture that it shows."""
+    rng = np.random.default_rng(0)
+    array = cv2.resize(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8), (50, 40))
+    image = Image.fromarray(array)
+    grey = np.dstack([np.array(image.convert('L'))] * 3)
+    palette = image.quantize(64)
+    files = {
+        'grey jpeg': (encode(image.convert('L'), 'JPEG'), grey),
+        'grey png': (encode(image.convert('L'), 'PNG'), grey),
+        'cmyk jpeg': (encode(image.convert('CMYK'), 'JPEG', quality=95), array),
+        'cmyk tiff': (encode(image.convert('CMYK'), 'TIFF'), array),
+        '16-bit png': (cv2.imencode('.png', np.uint16(array[..., ::-1]) * 257)[1], array),
+        '16-bit grey png': (cv2.imencode('.png', np.uint16(grey[..., 0]) * 257)[1], grey),
+        '16-bit tiff': (cv2.imencode('.tif', np.uint16(array[..., ::-1]) * 257)[1], array),
+        'alpha png': (encode(image.convert('RGBA'), 'PNG'), array),
+        'palette png': (encode(palette, 'PNG'), np.array(palette.convert('RGB'))),
+    }
+    for orientation in range(2, 9):
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encode(image, 'PNG', exif=exif))))
+        data = encode(image, 'JPEG', quality=95, exif=exif)
+        files[f'exif {orientation}'] = (data, np.array(upright))
+    return files
+
+
+@pytest.mark.parametrize(('data', 'picture'), odd_files().values(), ids=list(odd_files()))
+def test_odd_files_load_as_what_they_show(tmp_path, data, picture):
+    path = tmp_path / 'odd.jpg'
+    path.write_bytes(bytes(data))
+    loaded = load()(dict(img_path=str(path)))['img'][..., ::-1]
+    assert loaded.shape == picture.shape
+    assert np.abs(loaded.astype(int) - picture).mean() < 4
+
+
+def test_decoder_that_cuts_16_bits_off_is_refused(tmp_path):
+    path = tmp_path / 'deep.png'
+    path.write_bytes(bytes(odd_files()['16-bit grey png'][0]))
+    step = load(type='LoadImageFromFile', imdecode_backend='pillow')
+    with pytest.raises(DataFileError, match=r"deep\.png .* imdecode_backend='cv2'"):
+        step(dict(img_path=str(path)))
+
+
+def test_picture_of_another_size_than_its_annotations_is_named(files, tmp_path):
+    assert load()(dict(img_path=files['whole'], height=60, width=80))
+    with pytest.raises(DataFileError, match='60x80 .* made for 30x80: bring back'):
+        load()(dict(img_path=files['whole'], height=30, width=80))
+    with pytest.raises(DataFileError, match='made for 80x60: is it turned by its EXIF tag'):
+        load()(dict(img_path=files['whole'], height=80, width=60))
+
+    # mmpose's samples bring their data set along instead.
+    class Poses:
+        ann_file = str(tmp_path / 'poses.json')
+
+    image = dict(id=3, file_name='whole.jpg', height=60, width=99)
+    (tmp_path / 'poses.json').write_text(json.dumps(dict(images=[image])))
+    assert load()(dict(img_path=files['whole'], img_id=4, dataset=Poses()))
+    with pytest.raises(DataFileError, match='made for 60x99'):
+        load()(dict(img_path=files['whole'], img_id=3, dataset=Poses()))
+
+
+def test_labels_that_are_no_class_are_named(files, tmp_path):
+    pytest.importorskip('mmseg.datasets')
+    labels = np.full((60, 80), 3, np.uint8)
+    labels[:2] = 255
+    path = str(tmp_path / 'labels.png')
+    cv2.imwrite(path, labels)
+
+    def sample(**more):
+        return dict(
+            img_path=files['whole'], seg_map_path=path, ori_shape=(60, 80), seg_fields=[],
+            reduce_zero_label=False, **more,
+        )  # fmt: skip
+
+    def step(**more):
+        loader = dict(type='mmseg.LoadAnnotations')
+        return TRANSFORMS.build(dict(type='CheckedLoad', loader=loader, **more))
+
+    for num_classes in (None, 4):
+        assert step(num_classes=num_classes)(sample())
+    with pytest.raises(DataFileError, match='labels.png has label 3 on 4640 pixels.* 3 classes'):
+        step(num_classes=3)(sample())
+    # A data set that maps its labels says by itself how many there are.
+    assert step()(sample(label_map={0: 255, 3: 1, 2: 0}))
+    with pytest.raises(DataFileError, match='has label 3 .* 2 classes'):
+        step()(sample(label_map={0: 1, 1: 0}))
+    cv2.imwrite(path, labels.astype(np.uint16) + 256)
+    with pytest.raises(DataFileError, match='labels.png has label 511: '):
+        step()(sample())
+
+
+@TRANSFORMS.register_module()
+class FailsOnEven:
+    """A transform that cannot take every second sample."""
+
+    def __call__(self, results):
+        if results['number'] % 2 == 0:
+            raise ArithmeticError('cannot halve\n  it')
+        return results
+
+
+@pytest.mark.parametrize('wrapped', ['transform', 'loader'])
+def test_sample_that_a_transform_fails_on_is_named(wrapped):
+    kind = {'transform': 'CheckedStep', 'loader': 'CheckedLoad'}[wrapped]
+    cfg = {'type': kind, wrapped: dict(type='FailsOnEven')}
+    step = TRANSFORMS.build(cfg)
+    sample = dict(img_path='a.jpg', img=np.zeros((2, 2, 3), np.uint8), number=2, id=11)
+    assert step({**sample, 'number': 1})['number'] == 1
+    with pytest.raises(DataFileError) as error:
+        step(sample)
+    message = str(error.value)
+    assert message.startswith('a.jpg (annotation 11): FailsOnEven fails on it (ArithmeticError: ')
+    assert '\n' not in message and isinstance(error.value.__cause__, ArithmeticError)
+    assert TRANSFORMS.build({**cfg, 'on_error': 'skip'})(sample) is None
+    # Without a file to name, the error stays what it is.
+    with pytest.raises(ArithmeticError):
+        step(dict(number=2))
