@@ -12,35 +12,29 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 import platform
 import statistics
 import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from clustr_mm.analysis import knob_settings, measure, parse_setting, peak_mib
+
 TOKENS_AT_800_1333 = 66_800  # 200 x 334
-KNOBS: dict[str, tuple[Any, ...]] = {
-    'recluster_every': (1, 0),
-    'cluster_window': (None, 56),
-    'fine_scope': ('global', 'window'),
-}
 
 
 def build(name: str) -> nn.Module:
     """Builds a backbone: ``clustr_s``, ``clustr_s+recluster_every=0``, ``pvtv2_b2``, ..."""
-    name, *options = name.split('+')
+    name, _, setting = name.partition('+')
     if name.startswith('clustr_'):
         from clustr_mm import ClusTR
 
         arch = {'t': 'tiny', 's': 'small', 'b': 'base'}[name[-1]]
-        return ClusTR(arch=arch, **dict(parse_option(o) for o in options))
+        return ClusTR(arch=arch, **parse_setting(setting or 'exact'))
     import mmdet.models.backbones as backbones
 
     if name == 'pvtv2_b2':
@@ -52,14 +46,6 @@ def build(name: str) -> nn.Module:
     raise SystemExit(
         f'error: model is {name!r}; use clustr_t, clustr_s, clustr_b, pvtv2_b2, swin_t or resnet50'
     )
-
-
-def parse_option(option: str) -> tuple[str, Any]:
-    """``'k=5'`` to ``('k', 5)``."""
-    key, _, value = option.partition('=')
-    if value == 'None':
-        return key, None
-    return key, int(value) if value.isdigit() else value
 
 
 def time_once(model: nn.Module, images: torch.Tensor, train: bool) -> float:
@@ -121,14 +107,6 @@ def speed(args: argparse.Namespace) -> None:
             writer.writerows(rows)
 
 
-def peak_mib(reset: bool = False) -> float:
-    """The process's highest resident memory in MiB (Linux); ``reset`` lowers it to the present."""
-    if reset:
-        Path('/proc/self/clear_refs').write_text('5')
-    status = Path('/proc/self/status').read_text()
-    return int(status.split('VmHWM:')[1].split()[0]) / 1024
-
-
 def memory_case(case: str) -> None:
     """Runs one case in this process and prints its peak in MiB."""
     from clustr_mm import dpc_knn
@@ -136,9 +114,8 @@ def memory_case(case: str) -> None:
     if case.startswith('dpc_knn'):
         x = torch.randn(1, TOKENS_AT_800_1333, 64)
         dpc_knn(x[:, :3000], (49, 196))  # what loading code and starting threads need
-        before = peak_mib(reset=True)
-        dpc_knn(x, (1043, 4172))
-        print(peak_mib() - before)
+        _, cost = measure(lambda: dpc_knn(x, (1043, 4172)), x.device)
+        print(cost.peak_mib)
         return
     model = build(case).eval()
     images = torch.randn(1, 3, 800, 1333)
@@ -154,11 +131,8 @@ def memory(args: argparse.Namespace) -> None:
     )
     cases = [('dpc_knn', f'dpc_knn, {TOKENS_AT_800_1333} x 64, above its input')]
     if args.only != 'dpc_knn':
-        for values in itertools.product(*KNOBS.values()):
-            knobs = dict(zip(KNOBS, values, strict=True))
-            if knobs['fine_scope'] == 'window' and knobs['cluster_window'] is None:
-                continue  # no such setting
-            name = '+'.join(['clustr_s', *(f'{k}={v}' for k, v in knobs.items())])
+        for setting in knob_settings():
+            name = f'clustr_s+{setting}'
             cases.append((name, f'{name}, 800 x 1333, in all'))
     for case, label in cases:
         start = time.perf_counter()

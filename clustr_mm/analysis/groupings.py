@@ -1,0 +1,118 @@
+"""Other ways to group tokens, behind ``ClusterAttention``'s interface: reference points.
+
+A grouping takes the attention's tokens and cluster counts and returns ``Clusters``. They tell what
+a difference between two settings of the density-peaks clustering means: a change as large as that
+to random centres has lost what the clustering finds.
+
+Symbols: B images, N = H W tokens, C channels, M clusters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from clustr_mm.models import ClusterAttention, Clusters, ClusTR
+from clustr_mm.models.clustr import Stage
+
+Grouping = Callable[[Tensor, tuple[int, ...], tuple[int, int]], Clusters]
+
+# Distances computed at a time: 2^22 float32 are 16 MB.
+_TILE = 2**22
+
+
+def dense(x: Tensor, num_clusters: tuple[int, ...], hw: tuple[int, int]) -> Clusters:
+    """Every token is a cluster of its own at every scale: dense attention, without clustering."""
+    tokens = x.shape[1]
+    return Clusters((None,) * len(num_clusters), (tokens,) * len(num_clusters))
+
+
+def grid(x: Tensor, num_clusters: tuple[int, ...], hw: tuple[int, int]) -> Clusters:
+    """Cells of a regular grid, as square as the map: pooling by place, as in PVTv2.
+
+    The number of cells is near the asked one, not equal to it.
+    """
+    height, width = hw
+    labels: list[Tensor | None] = []
+    counts = []
+    for count in num_clusters:
+        per_side = math.sqrt(count / (height * width))
+        rows, columns = (min(side, max(1, round(side * per_side))) for side in hw)
+        row = torch.arange(height, device=x.device) * rows // height
+        column = torch.arange(width, device=x.device) * columns // width
+        cells = (row[:, None] * columns + column).flatten()  # (N,)
+        labels.append(cells.expand(x.shape[0], -1) if rows * columns < len(cells) else None)
+        counts.append(rows * columns)
+    return Clusters(tuple(labels), tuple(counts))
+
+
+def random(x: Tensor, num_clusters: tuple[int, ...], hw: tuple[int, int]) -> Clusters:
+    """Tokens at random in place of the density peaks; every token goes to its nearest centre.
+
+    The same places for the same number of tokens, so that two runs agree. The coarse centres are
+    the first of the fine ones, as with density peaks.
+    """
+    batch, tokens, channels = x.shape
+    places = torch.randperm(tokens, generator=torch.Generator().manual_seed(tokens)).to(x.device)
+    labels: list[Tensor | None] = []
+    for count in num_clusters:
+        if count == tokens:
+            labels.append(None)
+            continue
+        chosen = places[:count]
+        centres = x[:, chosen]  # (B, M, C)
+        half_norm2 = centres.square().sum(-1)[:, None] / 2  # (B, 1, M)
+        # argmin |x - c|^2 = argmin |c|^2 / 2 - x . c
+        nearest = torch.cat(
+            [
+                torch.baddbmm(half_norm2, rows, centres.transpose(1, 2), alpha=-1).argmin(-1)
+                for rows in x.split(max(1, _TILE // (batch * count)), dim=1)
+            ],
+            dim=1,
+        )  # (B, N)
+        nearest[:, chosen] = torch.arange(count, device=x.device)
+        labels.append(nearest)
+    return Clusters(tuple(labels), num_clusters)
+
+
+GROUPINGS: dict[str, Grouping] = {'dense': dense, 'grid': grid, 'random': random}
+
+
+class RegroupedAttention(nn.Module):
+    """A cluster attention whose clusters another grouping finds.
+
+    Args:
+        attention: The attention; its parameters are used as they are.
+        grouping: Name of the grouping in ``GROUPINGS``.
+    """
+
+    def __init__(self, attention: ClusterAttention, grouping: str) -> None:
+        super().__init__()
+        self.attention = attention
+        self.grouping = grouping
+
+    @torch.no_grad()
+    def cluster(self, x: Tensor, hw: tuple[int, int]) -> Clusters:
+        """Groups tokens (B, N, C) of a map of H x W."""
+        return GROUPINGS[self.grouping](x, self.attention.num_clusters(x.shape[1]), hw)
+
+    def forward(self, x: Tensor, hw: tuple[int, int], clusters: Clusters) -> Tensor:
+        """Attends from all tokens to the clusters, (B, N, C) to (B, N, C)."""
+        return self.attention(x, hw, clusters)
+
+
+def regroup(model: ClusTR, grouping: str) -> None:
+    """Makes every cluster attention of a backbone use another grouping.
+
+    Args:
+        model: The backbone, changed in place.
+        grouping: Name of the grouping in ``GROUPINGS``.
+    """
+    for stage in model.stages:
+        for block in cast(Stage, stage).blocks:
+            if isinstance(block.attn, ClusterAttention):
+                block.attn = RegroupedAttention(block.attn, grouping)

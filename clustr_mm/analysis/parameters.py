@@ -1,0 +1,105 @@
+"""How many parameters the model of a config has, and where."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, DefaultScope
+from torch.overrides import TorchFunctionMode
+
+from clustr_mm.engine.errors import UserError
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters, frozen ones included.
+
+    Attributes:
+        total: Of the whole model.
+        backbone: Of ``backbone``.
+        neck: Of ``neck``; 0 without one.
+        heads: Of everything else: of all heads, an auxiliary one included.
+    """
+
+    total: int
+    backbone: int
+    neck: int
+    heads: int
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Makes uninitialised tensors without memory, which is what layers make their weights of.
+
+    ``torch.device('meta')`` would do it to all tensors, also to those whose values decide how a
+    model is built.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs['device'] = 'meta'
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what the libraries log while they build a model out of the output."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def count_parameters(cfg: Config) -> Parameters:
+    """Builds a config's model, without memory for its weights, and counts its parameters.
+
+    Args:
+        cfg: A config of mmdet, mmseg, mmpose or mmpretrain whose model has a ``backbone``.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        UserError: If it has no model with a backbone.
+    """
+    if 'backbone' not in (cfg.get('model') or {}):
+        raise UserError(f'config {cfg.filename} has no model with a backbone; give one that has')
+    scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
+    with scope, _quiet(), _EmptyOnMeta():
+        model = MODELS.build(cfg.model)
+    total, backbone, neck = (
+        sum(parameter.numel() for parameter in part.parameters()) if part is not None else 0
+        for part in (model, model.backbone, getattr(model, 'neck', None))
+    )
+    return Parameters(total, backbone, neck, total - backbone - neck)
+
+
+def parameter_table(models: Mapping[str, Parameters]) -> str:
+    """Numbers of parameters as a Markdown table, in millions.
+
+    Args:
+        models: Numbers by config.
+
+    Returns:
+        The table's lines, a newline after each.
+    """
+    lines = [
+        '| config | parameters (M) | backbone | neck | heads |',
+        '|---|--:|--:|--:|--:|',
+    ]
+    for name, n in models.items():
+        millions = (f'{count / 1e6:.2f}' for count in (n.total, n.backbone, n.neck, n.heads))
+        lines.append(f'| `{name}` | {" | ".join(millions)} |')
+    return '\n'.join(lines) + '\n'

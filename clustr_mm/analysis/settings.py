@@ -1,0 +1,146 @@
+"""Settings of the backbone in words, ``recluster_every=0+cluster_window=56``, and as backbones.
+
+Every setting is said in terms of the exact global form, the paper's: clusters in every block, over
+the whole image, all of them attended to from everywhere.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import torch
+
+from clustr_mm.analysis.groupings import GROUPINGS, regroup
+from clustr_mm.engine.errors import near
+from clustr_mm.models import ClusTR
+from clustr_mm.models.checkpoint import load_pretrained
+
+EXACT = 'exact'
+DENSE = 'grouping=dense'
+# Values of the three knobs, the paper's first (ClusTR's docstring says what they do).
+KNOBS: dict[str, tuple[Any, ...]] = {
+    'recluster_every': (1, 0),
+    'cluster_window': (None, 56),
+    'fine_scope': ('global', 'window'),
+}
+# What a config's backbone keeps under every setting. Of the rest, the knobs are the settings', and
+# the others matter to training or to a neck.
+_KEPT = ('arch', 'in_channels', 'scales', 'k', 'qkv_bias', 'backend')
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """Reads a setting.
+
+    Args:
+        text: ``'exact'`` or ``'KEY=VALUE'``, several joined by ``+``. A value is a Python literal
+            or else a string: ``56``, ``None``, ``(1,4)``, ``window``.
+
+    Returns:
+        Values by key; empty for ``'exact'``.
+
+    Raises:
+        ValueError: If it cannot be read, or a key comes twice.
+    """
+    if text == EXACT:
+        return {}
+    options: dict[str, Any] = {}
+    for part in text.split('+'):
+        key, equals, value = part.partition('=')
+        if not (key.isidentifier() and equals and value):
+            raise ValueError(f'setting is {text!r}; use {EXACT!r} or KEY=VALUE, joined by +')
+        if key in options:
+            raise ValueError(f'setting {text!r} has {key} twice; leave one')
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    return options
+
+
+def knob_settings() -> list[str]:
+    """The exact form and every other combination of the three knobs, as settings."""
+    names = []
+    for values in itertools.product(*KNOBS.values()):
+        knobs = dict(zip(KNOBS, values, strict=True))
+        if knobs['fine_scope'] == 'window' and knobs['cluster_window'] is None:
+            continue  # no such setting
+        changed = [f'{key}={value}' for key, value in knobs.items() if value != KNOBS[key][0]]
+        names.append('+'.join(changed) or EXACT)
+    return names
+
+
+def build_settings(
+    backbone: Mapping[str, Any],
+    settings: Iterable[str],
+    checkpoint: str | None = None,
+    seed: int = 0,
+) -> dict[str, ClusTR]:
+    """Builds a backbone for every setting, all of them with the same weights.
+
+    Args:
+        backbone: A config's ``model.backbone``. Its knobs do not count: a setting says how it
+            differs from the exact form.
+        settings: The settings. A key is an argument of ``ClusTR``, or ``grouping``, one of
+            ``GROUPINGS``.
+        checkpoint: Weights with keys that begin with ``backbone.``; None for random ones.
+        seed: Seed of the random weights.
+
+    Returns:
+        Backbones in evaluation mode that return the maps of all stages, by setting; first
+        ``'exact'``, asked for or not. They share their parameters.
+
+    Raises:
+        ValueError: If a setting is none of ClusTR's, or needs parameters that the weights lack.
+    """
+    kept = {key: value for key, value in backbone.items() if key in _KEPT}
+    parsed = {name: parse_setting(name) for name in settings}
+    for name, options in parsed.items():
+        _check(name, options)
+    torch.manual_seed(seed)
+    exact = ClusTR(**kept)
+    if checkpoint is not None:
+        load_pretrained(exact, dict(checkpoint=checkpoint, prefix='backbone.'))
+    models = {EXACT: exact.eval()}
+    for name, options in parsed.items():
+        if name in models:
+            continue
+        grouping = options.pop('grouping', None)
+        try:
+            model = ClusTR(**{**kept, **options})
+        except (TypeError, ValueError) as error:  # a value of another type, or out of range
+            raise ValueError(f'setting {name!r}: {error}') from error
+        _share_parameters(exact, model, name)
+        if grouping is not None:
+            regroup(model, grouping)
+        models[name] = cast(ClusTR, model.eval())
+    return models
+
+
+def _check(name: str, options: Mapping[str, Any]) -> None:
+    known = [*inspect.signature(ClusTR).parameters, 'grouping']
+    for key in options:
+        if key not in known:
+            raise ValueError(f'setting {name!r}: ClusTR has no option {key!r}{near(key, known)}')
+    grouping = options.get('grouping')
+    if grouping is not None and grouping not in GROUPINGS:
+        raise ValueError(f'setting {name!r}: grouping is {grouping!r}; use {sorted(GROUPINGS)}')
+    if grouping is not None and options.get('cluster_window') is not None:
+        raise ValueError(f'setting {name!r}: a grouping knows no windows; leave cluster_window out')
+
+
+def _share_parameters(source: ClusTR, model: ClusTR, name: str) -> None:
+    """Makes a backbone use another's parameters; it may have fewer, as with fewer scales."""
+    own, given = model.state_dict(), source.state_dict()
+    lacking = [
+        key for key, value in own.items() if getattr(given.get(key), 'shape', None) != value.shape
+    ]
+    if lacking:
+        raise ValueError(
+            f'setting {name!r} needs {len(lacking)} parameters that the exact form lacks '
+            f'({lacking[0]}, ...), so the two cannot be compared; set it in the config'
+        )
+    model.load_state_dict({key: given[key] for key in own}, assign=True)

@@ -1,0 +1,112 @@
+"""The table of settings: shifts are what their definition says, checked block by block."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from clustr_mm.analysis import Ablation, attention_shifts, build_settings
+
+ARCH = dict(
+    embed_dims=(8, 16, 16, 16), depths=(3, 1, 2, 1), num_heads=(1, 2, 2, 2),
+    mlp_ratios=(2, 2, 2, 2), reductions=(4, 2, 2, 1),
+)  # fmt: skip
+build = partial(build_settings, dict(type='ClusTR', arch=ARCH))
+
+
+@pytest.fixture(scope='module')
+def image():
+    return torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+
+
+def quotient(value, reference):
+    return ((value - reference).norm() / reference.norm()).item()
+
+
+@torch.no_grad()
+def first_stage(model, image):
+    """(input, H and W, exact attention's output) of every block of the first stage."""
+    stage = model.stages[0]
+    x, hw = stage.patch_embed(image)
+    for block in stage.blocks:
+        y = block.norm1(x)
+        yield y, hw, block.attn(y, hw)
+        x = block(x, hw, block.cluster(x, hw))
+
+
+def test_shift_is_of_the_attention_on_the_exact_runs_tokens(image):
+    name = 'cluster_window=8+fine_scope=window'
+    models = build([name])
+    shifts = attention_shifts(models, image)['exact']
+    other = models[name].stages[0]
+    for index, (x, hw, exact) in enumerate(first_stage(models['exact'], image)):
+        expected = quotient(other.blocks[index].attn(x, hw), exact)
+        assert shifts[name][0][index] == pytest.approx(expected, rel=1e-4)
+        assert expected > 0.01
+    assert [len(stage) for stage in shifts[name]] == [3, 1, 2]
+    assert shifts['exact'] == [[0.0] * 3, [0.0], [0.0] * 2]
+
+
+def test_reclustering_less_often_keeps_the_clusters_of_an_earlier_block(image):
+    models = build(['recluster_every=0', 'recluster_every=2', 'grouping=grid+recluster_every=0'])
+    shifts = attention_shifts(models, image)['exact']
+    blocks = models['exact'].stages[0].blocks
+    steps = list(first_stage(models['exact'], image))
+    clusters = blocks[0].attn.cluster(*steps[0][:2])
+    assert shifts['recluster_every=0'][0][0] == 0
+    for index in (1, 2):
+        x, hw, exact = steps[index]
+        expected = quotient(blocks[index].attn(x, hw, clusters), exact)
+        assert shifts['recluster_every=0'][0][index] == pytest.approx(expected, rel=1e-4)
+        assert expected > 1e-3
+    assert shifts['recluster_every=2'][0][1] == shifts['recluster_every=0'][0][1]
+    assert shifts['recluster_every=2'][0][2] == 0
+
+
+def test_a_window_as_large_as_the_image_changes_nothing(image):
+    ablation = Ablation(build(['cluster_window=1000']))
+    ablation.add(image)
+    exact, window = ablation.rows()
+    assert (exact.setting, window.setting) == ('exact', 'cluster_window=1000')
+    assert window.attention == exact.attention == ((0.0, 0.0),) * 3
+    assert window.maps == exact.maps == (0.0,) * 4
+    assert exact.ratio == 1 and exact.seconds > 0 and exact.to_dense is None
+
+
+def test_rows_are_means_and_worsts_over_blocks_and_images(image):
+    name = 'cluster_window=8'
+    models = build([name, 'grouping=dense'])
+    ablation = Ablation(models, rounds=2)
+    images = [image, image.flip(3)[..., :80].contiguous()]
+    for each in images:
+        ablation.add(each)
+    _, window, dense = ablation.rows()
+    both = [attention_shifts(models, each, ['exact', 'grouping=dense']) for each in images]
+    for shifts, reference in ((window.attention, 'exact'), (window.to_dense, 'grouping=dense')):
+        for stage, (mean, worst) in enumerate(shifts):
+            values = [value for each in both for value in each[reference][name][stage]]
+            assert mean == pytest.approx(sum(values) / len(values))
+            assert worst == max(values) > 0
+    with torch.no_grad():
+        for stage, shift in enumerate(window.maps):
+            expected = [quotient(models[name](i)[stage], models['exact'](i)[stage]) for i in images]
+            assert shift == pytest.approx(sum(expected) / 2, rel=1e-4)
+    assert dense.to_dense == ((0.0, 0.0),) * 3 and min(dense.maps) > 0
+
+
+def test_other_groupings_run_as_whole_networks(image):
+    ablation = Ablation(build(['grouping=random', 'grouping=grid']))
+    ablation.add(image)
+    for row in ablation.rows()[1:]:
+        assert all(0 < mean < 2 for mean, _ in row.attention)
+        assert all(0 < shift < 2 for shift in row.maps)
+
+
+def test_what_cannot_be_compared_is_refused():
+    models = build(['k=3'])
+    with pytest.raises(ValueError, match="the 'exact' form must be among them"):
+        Ablation({'k=3': models['k=3']})
+    with pytest.raises(ValueError, match='rounds is 0'):
+        Ablation(models, rounds=0)
+    with pytest.raises(ValueError, match='add one first'):
+        Ablation(models).rows()

@@ -1,0 +1,53 @@
+"""Counts the parameters of full models, as a page of the documentation.
+
+    python tools/analysis/count_params.py                  # every config; docs/models.md holds it
+    python tools/analysis/count_params.py CONFIG...        # those given
+
+Models are built without memory for their weights, so the largest takes no longer than the smallest.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from clustr_mm.analysis import count_parameters, parameter_table
+from clustr_mm.engine import run_tool
+from clustr_mm.engine.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARIES = ('mmdet', 'mmseg', 'mmpose', 'mmpretrain')
+PAGE = """\
+<!-- python tools/analysis/count_params.py{configs} -->
+# Parameters of the models
+
+Made by `python tools/analysis/count_params.py{configs}`, which builds every model and counts. In
+millions. A segmentation model's auxiliary head, which only training uses, counts among its heads.
+
+{table}"""
+
+
+def leaf_configs() -> list[Path]:
+    """Every config that is a model on a data set."""
+    return [path for name in LIBRARIES for path in sorted((ROOT / 'configs' / name).glob('*.py'))]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('configs', nargs='*', metavar='CONFIG', help='configs to count')
+    options = parser.parse_args(argv)
+    warnings.filterwarnings('ignore')
+    paths = options.configs or [os.path.relpath(path, ROOT) for path in leaf_configs()]
+    models = {}
+    for path in paths:
+        models[path] = count_parameters(load_config(path if options.configs else str(ROOT / path)))
+    configs = ''.join(f' {path}' for path in options.configs)
+    sys.stdout.write(PAGE.format(configs=configs, table=parameter_table(models)))
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))
