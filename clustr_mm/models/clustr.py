@@ -381,7 +381,8 @@ class ClusTR(BaseModule):
 
     def _maps(self, images: Tensor) -> tuple[Tensor, ...]:
         """The maps that were asked for, of images without padding."""
-        return tuple(x for i, x in self._run(images, None) if i in self.out_indices)
+        # mmcv's RoIAlign reads memory in the order (C, H, W), whatever the strides say.
+        return tuple(x.contiguous() for i, x in self._run(images, None) if i in self.out_indices)
 
     def _run(
         self, images: Tensor, record: list[list[Clusters]] | None

@@ -266,3 +266,13 @@ def test_import_needs_torch_and_mmengine_alone_and_prints_nothing():
         [sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+
+
+@pytest.mark.parametrize('crop_padding', [False, True])
+def test_maps_are_contiguous(crop_padding):
+    # mmcv's RoIAlign takes the memory of a map of other strides for that of another map.
+    images = torch.randn(2, 3, 64, 96)
+    images[1, :, :, 70:] = 0
+    model = ClusTR(arch='tiny', crop_padding=crop_padding).eval()
+    with torch.no_grad():
+        assert all(x.is_contiguous() for x in model(images))
