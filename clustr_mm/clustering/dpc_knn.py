@@ -11,11 +11,13 @@ from torch import Tensor
 from clustr_mm.clustering.native import can_run_native, dpc_knn_native
 from clustr_mm.clustering.reference import dpc_knn_reference
 from clustr_mm.clustering.tiled import dpc_knn_tiled
+from clustr_mm.clustering.triton_backend import can_run_triton, dpc_knn_triton
 
 BACKENDS: dict[str, Callable[[Tensor, Sequence[int], int], list[Tensor]]] = {
     'reference': dpc_knn_reference,
     'tiled': dpc_knn_tiled,
     'native': dpc_knn_native,
+    'triton': dpc_knn_triton,
 }
 
 
@@ -40,7 +42,8 @@ def dpc_knn(
             there are fewer tokens.
         backend: ``'reference'`` (the definition, O(N^2) memory), ``'tiled'`` (exact, O(N) memory,
             any device), ``'native'`` (exact, O(N) memory, compiled, float32 on a CPU), or None for
-            the fastest exact one that runs here.
+            the faster of these two. ``'triton'`` (exact on rounded operands, O(N) memory, on a
+            GPU) must be asked for: it has been checked in Triton's interpreter only.
 
     Returns:
         The cluster of every token, (B, N) int64 from 0 to M - 1: the rank of its centre by score.
@@ -57,6 +60,8 @@ def dpc_knn(
     # Autocast would round the distances to half precision.
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         precise = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        if backend == 'triton' and (reason := can_run_triton(precise, min(k, x.shape[1]))):
+            raise ValueError(f"backend 'triton' cannot run: {reason}")
         if backend is None:
             backend = 'native' if can_run_native(precise) is None else 'tiled'
         labels = BACKENDS[backend](precise, counts, min(k, x.shape[1]))

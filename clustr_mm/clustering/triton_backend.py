@@ -1,0 +1,570 @@
+"""DPC-KNN and the merge on a GPU: the Triton kernels behind two operators of torch.library.
+
+The steps are the definition's (``reference.py``), the kernels are in ``triton_kernels.py``:
+
+    prepare   K0  x -> rounded, padded keys and their norms
+    density   K1  keys -> r                         every pair of tokens once
+    (sort)        r -> tokens by density
+    score     K2  the same order -> score           half the pairs
+    (sort)        score -> tokens by rank as a centre
+    assign    K3  that order -> labels              tokens times centres, all scales at once
+
+The host never waits for the device: no value is read back, so the whole can be captured in a CUDA
+graph. Nothing is added by atomics and nothing is tuned at run time: equal input gives equal output.
+
+torch.compile and torch.export see ``clustr_mm::dpc_knn``, ``clustr_mm::merge_tokens`` and its
+backward as whole operators. Triton is imported when one of them first runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clustr_mm.clustering.reference import inverse_permutation
+
+Precision = Literal['fp16', 'fp16x3', 'tf32', 'ieee']
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_MAX_CHANNELS = 512  # of which a tile still fits into every GPU's shared memory
+_MAX_K = 33  # K1 holds k - 1 values for every place of a tile in registers
+_TRITON = (3, 3)  # the first with tuples of arguments
+_CAPABILITY = (8, 0)  # the first with asynchronous copies and TF32
+# A program takes 128 rows instead of 64, for half the traffic from the L2 cache, if padding to that
+# costs little and if there are enough programs left to fill a large GPU twice.
+_MANY_ROWS_FROM = 1024  # tokens of an image
+_MANY_ROWS_FROM_BATCH = 2**15  # tokens of all images
+_SHARED_MEMORY = 96 * 1024  # bytes a program may use on every GPU of these capabilities
+_REGISTERS = 128  # a thread: two programs of 256 threads share a multiprocessor
+
+
+def can_run_triton(x: Tensor, k: int = 1) -> str | None:
+    """Says why the Triton kernels cannot cluster or merge these tokens.
+
+    Args:
+        x: Tokens, (B, N, C).
+        k: Neighbours of the density estimate; 1 where tokens are only merged.
+
+    Returns:
+        The reason and, where there is one, the mend; None if they can.
+    """
+    reason = _why_not_on(x.device)
+    if reason is not None:
+        return reason
+    if x.dtype not in _DTYPES:
+        return f'x has dtype {x.dtype}; the kernels take float32, float16 and bfloat16'
+    if x.shape[2] > _MAX_CHANNELS:
+        return f'x has {x.shape[2]} channels; the kernels take up to {_MAX_CHANNELS}'
+    if k > _MAX_K:
+        return f'k is {k}; the kernels take up to {_MAX_K}'
+    if _round_up(x.shape[1], 128) * _round_up(x.shape[2], 16) >= 2**30:  # twice that, 32-bit
+        return f'x has {x.shape[1]} tokens; with {x.shape[2]} channels the kernels take fewer'
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _why_not_on(device: torch.device) -> str | None:
+    """The part of ``can_run_triton`` that depends on the installation and the device alone."""
+    if not hasattr(torch.library, 'custom_op'):
+        return f'torch {torch.__version__} has no torch.library.custom_op; use torch 2.4 or newer'
+    try:
+        import triton
+    except ImportError as error:
+        return f'triton cannot be imported ({error}); install triton {_version(_TRITON)} or newer'
+    if tuple(int(part) for part in triton.__version__.split('.')[:2]) < _TRITON:
+        return f'triton is {triton.__version__}; install {_version(_TRITON)} or newer'
+    if os.environ.get('TRITON_INTERPRET') == '1':
+        return None
+    if device.type != 'cuda':
+        return (
+            f'x is on {device.type}; the kernels need a GPU, or TRITON_INTERPRET=1 in the '
+            'environment from the start, for tests'
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        return (
+            f'{name} has compute capability {_version(capability)}; the kernels need '
+            f'{_version(_CAPABILITY)}'
+        )
+    return None
+
+
+def _version(parts: tuple[int, int]) -> str:
+    return '.'.join(map(str, parts))
+
+
+def dpc_knn_triton(
+    x: Tensor, num_clusters: Sequence[int], k: int, precision: Precision = 'fp16x3'
+) -> list[Tensor]:
+    """DPC-KNN with the results of the definition on operands rounded to a precision.
+
+    Sums are float32 throughout. The default gives float32's results at nearly the speed of
+    float16: the first kernel's time goes into selection more than into products, and two float16
+    for each value hold 22 of float32's 24 bits. Operands are moved to an origin among the tokens
+    and scaled by a power of two before, so that float16 has no range to lose.
+
+    Args:
+        x: Tokens, (B, N, C), float32, float16 or bfloat16; rounded once, so half precision needs
+            no conversion before.
+        num_clusters: Cluster counts, each from 1 to N.
+        k: Neighbours of the density estimate, from 1 to N.
+        precision: Of the operands: ``'fp16x3'`` (22 bits as two float16, three products),
+            ``'fp16'`` (11 bits), ``'tf32'`` (11 bits too, at half the speed and twice the
+            memory), or ``'ieee'`` (float32 itself; no tensor cores, by far the slowest).
+
+    Returns:
+        For each count the cluster of every token, (B, N) int64: the rank of its centre.
+    """
+    return list(torch.ops.clustr_mm.dpc_knn(x, list(num_clusters), k, precision).unbind(0))
+
+
+def merge_triton(x: Tensor, assignment: Tensor, num_clusters: int, weight_logits: Tensor) -> Tensor:
+    """Weighted mean of the tokens of every cluster, see ``merge_tokens``.
+
+    Args:
+        x: Tokens, (B, N, C), float32, float16 or bfloat16.
+        assignment: Cluster of every token, (B, N) int64 with values below ``num_clusters``.
+        num_clusters: Number of clusters M.
+        weight_logits: Logarithms of the tokens' weights, (B, N).
+
+    Returns:
+        Cluster tokens, (B, M, C), of x's dtype. They can be differentiated once.
+    """
+    merged, _, _ = torch.ops.clustr_mm.merge_tokens(x, assignment, num_clusters, weight_logits)
+    return merged.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class PreparedTokens:
+    """Tokens as the kernels want them: see ``prepare_kernel``.
+
+    Attributes:
+        keys: Rounded tokens, (B, N', C' or 2 C').
+        norm2: Their squared norms, (B, N') float32; +inf for padding.
+        unit: Length of the keys' unit in x's, (B,) float32.
+        tokens: N.
+        channels: C.
+        precision: Of the keys.
+    """
+
+    keys: Tensor
+    norm2: Tensor
+    unit: Tensor
+    tokens: int
+    channels: int
+    precision: Precision
+
+    @property
+    def block_c(self) -> int:
+        """Channels of a tile: the largest of 64, 32 and 16 that divides C'."""
+        width = self.keys.shape[2] // (2 if self.precision == 'fp16x3' else 1)
+        return min(64, width & -width)
+
+
+class Tile(NamedTuple):
+    """Shape and resources of the programs of one launch.
+
+    Attributes:
+        rows: Tokens that a program keeps.
+        columns: Tokens of a tile that streams past them.
+        warps: Warps of a program.
+        stages: Tiles in flight, the one in use included.
+        registers: Registers a thread may use; None for any number.
+    """
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    registers: int | None
+
+
+def choose_tile(tokens: PreparedTokens, values: int) -> Tile:
+    """Chooses the shape of the tiles by rule, so that no run ever waits for tuning.
+
+    Args:
+        tokens: The tokens; the rows kept and the stages of columns must fit the shared memory.
+        values: float32 values held for every place of the tile, its product included. A thread
+            has room for 80 of them when two programs of 256 threads share a multiprocessor, so
+            that one multiplies while the other selects.
+
+    Returns:
+        The shape: ``rows`` divides N' and ``columns`` divides ``rows``; both are at least 16.
+    """
+    row_bytes = tokens.keys.shape[2] * tokens.keys.element_size()
+    shared_memory, registers = _limits(tokens.keys.device)
+    if tokens.precision == 'ieee':  # operands and sums lie in registers too
+        registers = None
+    room = shared_memory // row_bytes
+    rows = _row_multiple(tokens.keys.shape[0], tokens.tokens)
+    threads = 2 * rows
+    columns = 64
+    stages = 3 if row_bytes <= 256 else 2
+    # Columns first: fewer than 64 rows are too few for Hopper's matrix instructions.
+    while columns > 16 and (
+        rows * columns * values > 80 * threads or rows + stages * columns > room
+    ):
+        columns //= 2
+    while rows > 16 and (rows * columns * values > 80 * threads or rows + stages * columns > room):
+        rows //= 2
+    return Tile(rows, columns, threads // 32, stages, registers)
+
+
+@lru_cache
+def _limits(device: torch.device) -> tuple[int, int | None]:
+    """Bytes of shared memory that a program may use, and registers that a thread may."""
+    if device.type != 'cuda':
+        return _SHARED_MEMORY, _REGISTERS
+    properties = torch.cuda.get_device_properties(device)
+    shared_memory = getattr(properties, 'shared_memory_per_block_optin', _SHARED_MEMORY)
+    # Before Hopper the rows lie in registers, so that those would not be enough.
+    return shared_memory, _REGISTERS if properties.major >= 9 else None
+
+
+def _row_multiple(batch: int, tokens: int) -> int:
+    """What N is padded to a multiple of: the most rows that a program takes."""
+    many = tokens >= _MANY_ROWS_FROM and batch * tokens >= _MANY_ROWS_FROM_BATCH
+    return 128 if many else 64
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def prepare(x: Tensor, precision: Precision) -> PreparedTokens:
+    """K0: moves, scales, rounds and pads tokens.
+
+    Args:
+        x: Tokens, (B, N, C), contiguous.
+        precision: Of the operands.
+
+    Returns:
+        The tokens for the other kernels.
+    """
+    from clustr_mm.clustering.triton_kernels import prepare_kernel
+
+    batch, total, channels = x.shape
+    padded, padded_c = _round_up(total, _row_multiple(batch, total)), _round_up(channels, 16)
+    half = precision in ('fp16', 'fp16x3')
+    tokens = PreparedTokens(
+        x.new_empty(
+            (batch, padded, padded_c * (2 if precision == 'fp16x3' else 1)),
+            dtype=torch.float16 if half else torch.float32,
+        ),
+        x.new_empty((batch, padded), dtype=torch.float32),
+        x.new_empty(batch, dtype=torch.float32),
+        total,
+        channels,
+        precision,
+    )
+    # Only float16 needs to know the range of the values.
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=(1, 2)) if half else tokens.unit
+    prepare_kernel[(batch * (padded // 64),)](
+        x,
+        largest,
+        tokens.keys,
+        tokens.norm2,
+        tokens.unit,
+        total,
+        padded,
+        C=channels,
+        PADDED_C=padded_c,
+        PRECISION=precision,
+        BLOCK_N=64,
+        BLOCK_C=tokens.block_c,
+    )
+    return tokens
+
+
+def density(tokens: PreparedTokens, k: int) -> Tensor:
+    """K1: log-density.
+
+    Args:
+        tokens: B images of N tokens.
+        k: Neighbours, the token itself included.
+
+    Returns:
+        r, (B, N') float32; -inf for padding.
+    """
+    from clustr_mm.clustering.triton_kernels import density_kernel
+
+    r = torch.empty_like(tokens.norm2)
+    if k == 1:  # the token itself is the only neighbour
+        r.zero_()[:, tokens.tokens :] = -torch.inf
+        return r
+    tile = choose_tile(tokens, values=k)
+    batch, padded, width = tokens.keys.shape
+    density_kernel[(batch * (padded // tile.rows),)](
+        tokens.keys,
+        tokens.norm2,
+        tokens.unit,
+        r,
+        tokens.tokens,
+        padded,
+        C=tokens.channels,
+        WIDTH=width,
+        NEIGHBOURS=k - 1,
+        PRECISION=tokens.precision,
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.columns,
+        BLOCK_C=tokens.block_c,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        maxnreg=tile.registers,
+    )
+    return r
+
+
+def score(tokens: PreparedTokens, r: Tensor) -> Tensor:
+    """K2: score by the distance to the nearest denser token.
+
+    Args:
+        tokens: B images of N tokens.
+        r: Log-density, (B, N').
+
+    Returns:
+        Scores, (B, N') float32; -inf for padding.
+    """
+    from clustr_mm.clustering.triton_kernels import score_kernel
+
+    by_density = r.sort(dim=-1, descending=True, stable=True)  # padding last
+    order = by_density.indices
+    batch, padded, width = tokens.keys.shape
+    result = torch.empty_like(r)
+    tile = choose_tile(tokens, values=2)
+    score_kernel[(batch * (padded // tile.rows),)](
+        tokens.keys.gather(1, order[..., None].expand(-1, -1, width)),
+        tokens.norm2.gather(1, order),
+        tokens.unit,
+        by_density.values,
+        order,
+        result,
+        tokens.tokens,
+        padded,
+        C=tokens.channels,
+        WIDTH=width,
+        PRECISION=tokens.precision,
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.columns,
+        BLOCK_C=tokens.block_c,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        maxnreg=tile.registers,
+    )
+    return result
+
+
+def assign(tokens: PreparedTokens, order: Tensor, counts: Sequence[int]) -> Tensor:
+    """K3: nearest centre of every token at every scale.
+
+    Args:
+        tokens: B images of N tokens.
+        order: Token indices from the best centre to the worst, (B, N').
+        counts: Ascending cluster counts, each from 1 to N - 1.
+
+    Returns:
+        Rank of the nearest centre, (S, B, N) int64.
+    """
+    from clustr_mm.clustering.triton_kernels import assign_kernel
+
+    tile = choose_tile(tokens, values=3)
+    batch, padded, width = tokens.keys.shape
+    labels = order.new_empty(len(counts), batch, tokens.tokens)
+    assign_kernel[(batch * (padded // tile.rows),)](
+        tokens.keys,
+        tokens.norm2,
+        order,
+        labels,
+        tuple(counts),
+        batch,
+        tokens.tokens,
+        padded,
+        WIDTH=width,
+        PRECISION=tokens.precision,
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.columns,
+        BLOCK_C=tokens.block_c,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        maxnreg=tile.registers,
+    )
+    return labels
+
+
+def _dpc_knn(x: Tensor, num_clusters: Sequence[int], k: int, precision: Precision) -> Tensor:
+    """Implementation of ``clustr_mm::dpc_knn``: labels (S, B, N) int64."""
+    total = x.shape[1]
+    with _on_device_of(x):
+        tokens = prepare(x.contiguous(), precision)
+        r = density(tokens, k)
+        # As in the definition: of equal scores the lower index is first; padding comes last.
+        order = score(tokens, r).sort(dim=-1, descending=True, stable=True).indices
+        counts = sorted(set(num_clusters) - {total})
+        if counts == list(num_clusters):
+            return assign(tokens, order, counts)
+        labels = dict(zip(counts, assign(tokens, order, counts) if counts else (), strict=True))
+        # Where every token is a centre, its label is its own rank.
+        labels[total] = inverse_permutation(order[:, :total])
+        return torch.stack([labels[count] for count in num_clusters])
+
+
+def _dpc_knn_fake(x: Tensor, num_clusters: Sequence[int], k: int, precision: str) -> Tensor:
+    return x.new_empty(len(num_clusters), *x.shape[:2], dtype=torch.int64)
+
+
+def _merge(
+    x: Tensor, assignment: Tensor, num_clusters: int, weight_logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Implementation of ``clustr_mm::merge_tokens``.
+
+    Returns:
+        Cluster tokens, (B, M, C), and what the backward needs: the cluster's largest logit and
+        its sum of weights relative to that, (B, M). All float32.
+    """
+    from clustr_mm.clustering.triton_kernels import merge_kernel
+
+    merged, shift, total = _merge_fake(x, assignment, num_clusters, weight_logits)
+    batch, tokens, channels = x.shape
+    rows = 16 if num_clusters <= 16 else 32
+    block_c = _channel_block(channels)
+    blocks = -(-num_clusters // rows) * -(-channels // block_c)
+    with _on_device_of(x):
+        merge_kernel[(batch * blocks,)](
+            x.contiguous(),
+            assignment.contiguous(),
+            weight_logits.contiguous(),
+            merged,
+            shift,
+            total,
+            tokens,
+            num_clusters,
+            C=channels,
+            BLOCK_M=rows,
+            BLOCK_N=64,
+            BLOCK_C=block_c,
+        )
+    return merged, shift, total
+
+
+def _merge_fake(
+    x: Tensor, assignment: Tensor, num_clusters: int, weight_logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _, channels = x.shape
+    merged = x.new_empty(batch, num_clusters, channels, dtype=torch.float32)
+    shift = x.new_empty(batch, num_clusters, dtype=torch.float32)
+    return merged, shift, torch.empty_like(shift)
+
+
+def _merge_backward(
+    grad: Tensor,
+    x: Tensor,
+    assignment: Tensor,
+    weight_logits: Tensor,
+    merged: Tensor,
+    shift: Tensor,
+    total: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Implementation of ``clustr_mm::merge_tokens_backward``: gradients of x and the logits."""
+    from clustr_mm.clustering.triton_kernels import merge_backward_kernel
+
+    grad_x, grad_logits = _merge_backward_fake(
+        grad, x, assignment, weight_logits, merged, shift, total
+    )
+    batch, tokens, channels = x.shape
+    with _on_device_of(x):
+        merge_backward_kernel[(batch * -(-tokens // 32),)](
+            grad.contiguous(),
+            x.contiguous(),
+            assignment.contiguous(),
+            weight_logits.contiguous(),
+            merged,
+            shift,
+            total,
+            grad_x,
+            grad_logits,
+            tokens,
+            merged.shape[1],
+            C=channels,
+            BLOCK_N=32,
+            BLOCK_C=_channel_block(channels),
+        )
+    return grad_x, grad_logits
+
+
+def _merge_backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    assignment: Tensor,
+    weight_logits: Tensor,
+    merged: Tensor,
+    shift: Tensor,
+    total: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight_logits.new_empty(weight_logits.shape)
+
+
+def _channel_block(channels: int) -> int:
+    """Channels of a tile of the merge: the power of two from 16 to 64 that holds them."""
+    return min(64, max(16, 1 << (channels - 1).bit_length()))
+
+
+def _remember(
+    ctx: Any, inputs: tuple[Tensor, Tensor, int, Tensor], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    x, assignment, _, weight_logits = inputs
+    ctx.save_for_backward(x, assignment, weight_logits, *output)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor, None, None, Tensor]:
+    grad_x, grad_logits = torch.ops.clustr_mm.merge_tokens_backward(grad, *ctx.saved_tensors)
+    return grad_x, None, None, grad_logits
+
+
+def _register() -> None:
+    """Makes the implementations operators of torch.library."""
+    define = torch.library.custom_op
+    define(
+        'clustr_mm::dpc_knn',
+        _dpc_knn,
+        mutates_args=(),
+        schema='(Tensor x, SymInt[] num_clusters, SymInt k, str precision) -> Tensor',
+    ).register_fake(_dpc_knn_fake)
+    merge = define(
+        'clustr_mm::merge_tokens',
+        _merge,
+        mutates_args=(),
+        schema=(
+            '(Tensor x, Tensor assignment, SymInt num_clusters, Tensor weight_logits)'
+            ' -> (Tensor, Tensor, Tensor)'
+        ),
+    )
+    merge.register_fake(_merge_fake)
+    merge.register_autograd(_gradients, setup_context=_remember)
+    define(
+        'clustr_mm::merge_tokens_backward',
+        _merge_backward,
+        mutates_args=(),
+        schema=(
+            '(Tensor grad, Tensor x, Tensor assignment, Tensor weight_logits, Tensor merged, '
+            'Tensor shift, Tensor total) -> (Tensor, Tensor)'
+        ),
+    ).register_fake(_merge_backward_fake)
+
+
+if hasattr(torch.library, 'custom_op'):  # from torch 2.4
+    _register()

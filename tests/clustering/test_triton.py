@@ -1,0 +1,135 @@
+"""The Triton backend: its kernels under the interpreter or on a GPU, and its compiler without one.
+
+Triton's interpreter is chosen by the environment when triton is first imported. So that the rest
+of the suite does not see it, ``triton_checks.py`` runs in a process of its own.
+"""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from clustr_mm.clustering import triton_backend as backend
+
+triton = pytest.importorskip('triton', minversion='3.3')
+if not hasattr(torch.library, 'custom_op'):
+    pytest.skip('needs torch 2.4', allow_module_level=True)
+
+
+@pytest.mark.parametrize(
+    'interpreted',
+    [pytest.param('1', id='interpreter'), pytest.param('0', id='gpu', marks=pytest.mark.gpu)],
+)
+def test_kernels(interpreted):
+    if interpreted == '0' and not torch.cuda.is_available():
+        pytest.skip('needs an NVIDIA GPU')
+    done = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'triton_checks.py'],
+        cwd=Path(__file__).parent,
+        env={**os.environ, 'TRITON_INTERPRET': interpreted},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(done.stdout[-20000:], done.stderr[-2000:])
+    assert done.returncode == 0
+
+
+class DriverOfNoGpu:
+    """What Triton asks its driver for when it compiles and does not launch."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = triton.backends.compiler.GPUTarget('cuda', capability, 32)
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return self.target.arch
+
+    def get_current_stream(self, device):
+        return 0
+
+
+class Compiled:
+    """Stands for a kernel: compiles what is launched."""
+
+    def __init__(self, kernel) -> None:
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        return functools.partial(self.compile, grid)
+
+    def compile(self, grid, *args, **constants) -> None:
+        compiled = self.kernel.warmup(*args, grid=grid, **constants)
+        assert compiled.asm['cubin']
+        assert compiled.metadata.shared <= backend._SHARED_MEMORY
+
+
+@pytest.mark.skipif(os.environ.get('TRITON_INTERPRET') == '1', reason='interpreted, not compiled')
+@pytest.mark.parametrize('capability', [80, 90])
+def test_kernels_compile_for_a_gpu(capability, monkeypatch, tmp_path):
+    # The interpreter takes much that the compiler does not.
+    from clustr_mm.clustering import triton_kernels
+
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    kernels = [name for name in vars(triton_kernels) if name.endswith('_kernel')]
+    assert len(kernels) == 6
+    for name in kernels:
+        monkeypatch.setattr(triton_kernels, name, Compiled(getattr(triton_kernels, name)))
+    x = torch.zeros(8, 4200, 64)
+    labels, logits = torch.zeros(8, 4200, dtype=torch.int64), torch.zeros(8, 4200)
+    driver = triton.runtime.driver
+    before = vars(driver).copy()  # to reset it asks for a GPU
+    driver.set_active(DriverOfNoGpu(capability))
+    try:
+        tokens = backend.prepare(x, 'fp16x3')
+        backend.score(tokens, backend.density(tokens, k=5).zero_())
+        backend.assign(tokens, torch.zeros(8, 4224, dtype=torch.int64), [65, 260])
+        merged = backend._merge(x, labels, 260, logits)
+        backend._merge_backward(merged[0], x, labels, logits, *merged)
+    finally:
+        vars(driver).update(before)
+
+
+def test_what_cannot_run_says_why(monkeypatch):
+    x = torch.zeros(1, 10, 4)
+    monkeypatch.setenv('TRITON_INTERPRET', '0')
+    assert backend.can_run_triton(x).startswith('x is on cpu; the kernels need a GPU')
+    monkeypatch.setenv('TRITON_INTERPRET', '1')
+    assert backend.can_run_triton(x, k=33) is None
+    assert backend.can_run_triton(x.half()) is None
+    assert 'float64' in backend.can_run_triton(x.double())
+    assert 'k is 34' in backend.can_run_triton(x, k=34)
+    assert '513 channels' in backend.can_run_triton(torch.zeros(1, 2, 513))
+    assert '16777216 tokens' in backend.can_run_triton(torch.zeros(1).expand(1, 2**24, 64))
+    monkeypatch.setattr(triton, '__version__', '3.1.0')
+    assert backend.can_run_triton(x) == 'triton is 3.1.0; install 3.3 or newer'
+    monkeypatch.setitem(sys.modules, 'triton', None)
+    assert 'install triton 3.3' in backend.can_run_triton(x)
+    monkeypatch.delattr(torch.library, 'custom_op')
+    assert 'use torch 2.4 or newer' in backend.can_run_triton(x)
+
+
+@pytest.mark.parametrize('precision', ['fp16x3', 'fp16', 'tf32', 'ieee'])
+@pytest.mark.parametrize('channels', [1, 64, 100, 320, 512])
+@pytest.mark.parametrize('n', [1, 196, 66800])
+def test_tiles_fit_the_map_the_shared_memory_and_the_registers(n, channels, precision):
+    half = precision in ('fp16', 'fp16x3')
+    padded_c = -(-channels // 16) * 16 * (2 if precision == 'fp16x3' else 1)
+    multiple = 128 if n == 66800 else 64
+    keys = torch.empty(1, -(-n // multiple) * multiple, padded_c, device='meta')
+    keys = keys.half() if half else keys
+    tokens = backend.PreparedTokens(keys, keys[..., 0], keys[:, 0, 0], n, channels, precision)
+    assert padded_c % tokens.block_c == 0 and tokens.block_c in (16, 32, 64)
+    for values in (2, 3, 5, backend._MAX_K):
+        tile = backend.choose_tile(tokens, values)
+        assert keys.shape[1] % tile.rows == 0 and tile.rows % tile.columns == 0
+        assert tile.columns >= 16
+        width = padded_c * keys.element_size()
+        assert (tile.rows + tile.stages * tile.columns) * width <= 96 * 1024
+        assert tile.rows * tile.columns * values <= 80 * 32 * tile.warps

@@ -1,0 +1,460 @@
+"""Checks of the Triton kernels; ``test_triton.py`` runs them in a process of their own.
+
+On a CPU they need TRITON_INTERPRET=1 before triton is imported, which nothing else should see:
+
+    TRITON_INTERPRET=1 pytest tests/clustering/triton_checks.py
+"""
+
+import os
+
+import pytest
+import torch
+
+from clustr_mm.clustering import triton_backend as backend
+from clustr_mm.clustering.merge import merge_tokens
+from clustr_mm.clustering.reference import dpc_knn_reference, log_density, pairwise_distance2
+
+os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # deterministic matrix products
+DEVICE = 'cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda'
+PRECISIONS = ['fp16x3', 'fp16', 'tf32', 'ieee']
+gpu_only = pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Every new buffer is full of NaN or of the largest integer."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def tokens(batch: int, n: int, channels: int, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = (
+        torch.randn(batch, n, channels, generator=generator) + 3
+    )  # a common offset, as features have
+    return x.to(DEVICE, dtype)
+
+
+def some_counts(n: int) -> list[int]:
+    return sorted({1, max(1, n // 16), max(1, n // 4), max(1, n // 2), n - 1 or 1, n})
+
+
+def rounded(x: torch.Tensor, precision: str) -> torch.Tensor:
+    """The tokens as the kernels see them, in float64 and in x's units."""
+    prepared = backend.prepare(x, precision)
+    keys = prepared.keys[:, : x.shape[1]].double()
+    if precision == 'fp16x3':
+        keys = sum(keys.chunk(2, dim=-1))
+    return keys[..., : x.shape[2]] * prepared.unit[:, None, None].double()
+
+
+def assert_equal_to_reference(x, k, precision):
+    counts = some_counts(x.shape[1])
+    expected = dpc_knn_reference(rounded(x, precision), counts, k)
+    found = backend.dpc_knn_triton(x, counts, k, precision)
+    for count, a, b in zip(counts, expected, found, strict=True):
+        assert torch.equal(a, b), f'M = {count}'
+
+
+# --- K0: what the kernels calculate with
+
+
+@pytest.mark.parametrize('factor', [1.0, 1e-12, 1e12])
+@pytest.mark.parametrize('precision', PRECISIONS)
+def test_tokens_are_moved_rounded_and_padded(precision, factor):
+    x = tokens(2, 70, 20) * factor
+    prepared = backend.prepare(x, precision)
+    seen = rounded(x, precision)
+    for b in range(2):
+        zero = (seen[b] == 0).all(-1).nonzero().flatten()
+        assert len(zero) == 1, 'the origin is a token'
+        moved = (x[b] - x[b, zero]).double()
+        mean = x[b].double().mean(0)
+        offset = (x[b].double() - mean).square().sum(-1)
+        assert offset[zero] < offset.median(), 'near the mean'
+        bits = {'fp16x3': 22, 'fp16': 11, 'tf32': 11, 'ieee': 24}[precision]
+        error = (seen[b] - moved).abs()
+        assert (error <= 2.0**-bits * moved.abs() + 2.0**-38 * moved.abs().max()).all()
+        if precision == 'ieee':
+            assert torch.equal(seen[b], moved)
+    keys, norm2 = prepared.keys.double(), prepared.norm2
+    assert keys.shape[1] % 64 == 0 and keys.shape[2] % 16 == 0
+    assert (keys[:, 70:] == 0).all() and (norm2[:, 70:] == torch.inf).all()
+    squares = (rounded(x, precision) / prepared.unit[:, None, None].double()).square().sum(-1)
+    torch.testing.assert_close(norm2[:, :70].double(), squares, rtol=1e-6, atol=0)
+
+
+def test_float16_never_overflows():
+    x = torch.zeros(1, 40, 16, device=DEVICE)
+    x[:, 1::2] = 3e38
+    x[:, 2::2] = -3e38
+    assert backend.prepare(x / 2, 'fp16').keys.isfinite().all()
+
+
+# --- the labels
+
+
+@pytest.mark.parametrize('precision', PRECISIONS)
+@pytest.mark.parametrize(
+    ('batch', 'n', 'channels'),
+    [
+        (2, 1, 8),
+        (2, 2, 7),
+        (1, 3, 1),
+        (2, 5, 16),
+        (2, 64, 64),
+        (3, 65, 7),
+        (1, 150, 100),
+        (1, 70, 320),
+    ],
+)
+def test_labels_are_the_references(batch, n, channels, precision):
+    assert_equal_to_reference(tokens(batch, n, channels, seed=n), min(5, n), precision)
+
+
+@pytest.mark.parametrize('channels', [64, 128, 256])
+def test_labels_are_the_references_for_the_models_channels(channels):
+    assert_equal_to_reference(tokens(1, 100, channels), 5, 'fp16x3')
+
+
+@pytest.mark.parametrize('k', [1, 2, 3, 4, 6, 9, 17, 33])
+def test_labels_are_the_references_for_every_k(k):
+    assert_equal_to_reference(tokens(1, 80, 16, seed=k), k, 'fp16x3')
+
+
+@pytest.mark.parametrize('precision', PRECISIONS)
+def test_large_maps_have_tiles_of_more_rows(precision, monkeypatch):
+    monkeypatch.setattr(backend, '_MANY_ROWS_FROM', 100)
+    monkeypatch.setattr(backend, '_MANY_ROWS_FROM_BATCH', 100)
+    x = tokens(2, 200, 16)
+    assert backend.choose_tile(backend.prepare(x, precision), values=5).rows == 128
+    assert_equal_to_reference(x, 5, precision)
+
+
+@pytest.mark.parametrize('precision', PRECISIONS)
+@pytest.mark.parametrize('n', [50, 150])
+def test_equal_distances_resolve_alike(n, precision):
+    # Distinct points of a grid far from the origin: most distances are tied, none by rounding.
+    side = int(n**0.5) + 1
+    grid = torch.cartesian_prod(torch.arange(side), torch.arange(side)) + 1000.0
+    x = grid[torch.randperm(len(grid), generator=torch.Generator().manual_seed(n))[:n]]
+    x = x[None].to(DEVICE)
+    expected = dpc_knn_reference(x.double(), some_counts(n), 5)
+    found = backend.dpc_knn_triton(x, some_counts(n), 5, precision)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def assert_invariants(x, labels, order, m):
+    """What holds with ties too: `order` are the labels for M = N."""
+    d2 = pairwise_distance2(x.double())
+    scale = x.double().square().mean(-1).max()
+    for b in range(len(x)):
+        centres = order[b].argsort()[:m]
+        assert labels[b].unique().tolist() == list(range(m)), 'every label is present'
+        assert labels[b][centres].tolist() == list(range(m)), 'every centre is its own'
+        nearest = d2[b][:, centres].amin(1)
+        own = d2[b].gather(1, centres[labels[b]][:, None]).squeeze(1)
+        assert (own - nearest <= 1e-5 * scale).all(), 'every token is at minimal distance'
+
+
+def test_constant_tokens():
+    x = tokens(2, 1, 16).expand(-1, 90, -1)
+    labels, order = backend.dpc_knn_triton(x, [20, 90], 5)
+    assert torch.equal(order, torch.arange(90, device=DEVICE).expand(2, -1)), 'lower index first'
+    assert_invariants(x, labels, order, 20)
+    assert (labels[:, 20:] == 0).all(), 'equal distances: lowest rank'
+
+
+@pytest.mark.parametrize('precision', ['fp16x3', 'ieee'])
+def test_duplicated_tokens_keep_the_invariants(precision):
+    index = torch.randint(0, 25, (70,), generator=torch.Generator().manual_seed(1))
+    x = tokens(2, 25, 16)[:, index]
+    for m in (1, 30, 69):
+        labels, order = backend.dpc_knn_triton(x, [m, 70], 5, precision)
+        assert_invariants(x, labels, order, m)
+
+
+def test_images_of_a_batch_do_not_meet():
+    x = tokens(3, 100, 16) * torch.tensor([1.0, 1e-3, 50.0], device=DEVICE)[:, None, None]
+    together = backend.dpc_knn_triton(x, [7, 30], 5)
+    alone = [backend.dpc_knn_triton(image[None], [7, 30], 5) for image in x]
+    for scale, labels in enumerate(together):
+        assert torch.equal(labels, torch.cat([a[scale] for a in alone]))
+
+
+def test_counts_in_any_order_and_repeated():
+    x = tokens(1, 64, 8)
+    a, b, c, d = backend.dpc_knn_triton(x, (16, 64, 4, 16), 5)
+    assert torch.equal(a, d)
+    for found, count in ((a, 16), (b, 64), (c, 4)):
+        assert torch.equal(found, backend.dpc_knn_triton(x, [count], 5)[0])
+        assert found.shape == (1, 64) and found.dtype == torch.int64
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_is_taken_as_it_is(dtype):
+    x = tokens(1, 65, 16).to(dtype)
+    for precision in ('fp16x3', 'ieee'):
+        half = backend.dpc_knn_triton(x, [9, 30], 5, precision)
+        single = backend.dpc_knn_triton(x.float(), [9, 30], 5, precision)
+        assert all(torch.equal(a, b) for a, b in zip(half, single, strict=True))
+
+
+def test_tokens_need_not_be_contiguous():
+    x = tokens(2, 20, 60)
+    strided = backend.dpc_knn_triton(x.transpose(1, 2), [7], 5)[0]
+    assert torch.equal(strided, backend.dpc_knn_triton(x.transpose(1, 2).contiguous(), [7], 5)[0])
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_labels_stay_in_range_whatever_the_values(value):
+    x = tokens(2, 90, 16)
+    x[0, 5, 3] = value
+    x[1] = value
+    for count, labels in zip((9, 30, 90), backend.dpc_knn_triton(x, [9, 30, 90], 5), strict=True):
+        assert labels.min() >= 0 and labels.max() < count
+
+
+def test_repeats_are_equal():
+    for seed in range(5):
+        x = tokens(2, 65 if DEVICE == 'cpu' else 3136, 16, seed=seed)
+        first = backend.dpc_knn_triton(x, [9, 30], 5)
+        for _ in range(1 if DEVICE == 'cpu' else 30):
+            again = backend.dpc_knn_triton(x, [9, 30], 5)
+            assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def eager_log_density(x: torch.Tensor, dtype: torch.dtype, k: int) -> torch.Tensor:
+    """Log-density with the distances' product in a low precision, as plain PyTorch computes it."""
+    x = (x - x.mean(1, keepdim=True)).to(dtype)
+    products = (x @ x.transpose(1, 2)).float()
+    norm2 = x.float().square().sum(-1)
+    d2 = (norm2[:, :, None] + norm2[:, None] - 2 * products).clamp_(min=0) / x.shape[2]
+    d2.diagonal(dim1=1, dim2=2).zero_()
+    return log_density(d2.topk(k, dim=-1, largest=False).values)
+
+
+@pytest.mark.parametrize(
+    ('precision', 'dtype'), [('fp16', torch.float16), ('fp16x3', torch.float32)]
+)
+def test_density_is_as_precise_as_eagers(precision, dtype):
+    x = tokens(1, 150 if DEVICE == 'cpu' else 5000, 64)
+    nearest = pairwise_distance2(x.double()).topk(5, dim=-1, largest=False).values
+    exact = log_density(nearest)
+    found = backend.density(backend.prepare(x, precision), 5)[:, : x.shape[1]]
+    error = (found - exact).abs().max()
+    assert error <= 2 * (eager_log_density(x, dtype, 5) - exact).abs().max() + 1e-6
+
+
+def test_default_precision_agrees_with_float32():
+    same = [
+        backend.dpc_knn_triton(x, [12, 48], 5)[1] == dpc_knn_reference(x.double(), [48], 5)[0]
+        for x in (tokens(1, 200, 64, seed=seed) for seed in range(4))
+    ]
+    assert torch.cat(same).double().mean() > 0.995
+
+
+# --- the merge
+
+
+def merge_case(batch=2, n=150, channels=20, m=40, dtype=torch.float32, shift=0.0, empty=0):
+    generator = torch.Generator().manual_seed(n)
+    x = torch.randn(batch, n, channels, generator=generator)
+    logits = 2 * torch.randn(batch, n, generator=generator) + shift
+    labels = torch.randint(0, m - empty, (batch, n), generator=generator)
+    labels[:, : n // 4] = 0  # one large cluster
+    return x.to(DEVICE, dtype), labels.to(DEVICE), m, logits.to(DEVICE, dtype)
+
+
+def by_the_formula(x, labels, m, logits):
+    """The merge and its gradients in float64, from the formula of merge.py."""
+    x, logits = x.double().requires_grad_(), logits.double().requires_grad_()
+    member = torch.nn.functional.one_hot(labels, m).to(x.dtype).transpose(1, 2)  # (B, M, N)
+    w = logits.exp()[..., None]
+    return x, logits, (member @ (w * x)) / (member @ w + 1e-6)
+
+
+def assert_close(found, expected, tolerance):
+    """Compares, relative to the largest value."""
+    error = (found.double() - expected).abs().max() / expected.abs().max()
+    assert error <= tolerance, f'{error:.2e}'
+
+
+@pytest.mark.parametrize(
+    'shape',
+    [
+        dict(),
+        dict(channels=7),
+        dict(channels=100),
+        dict(channels=320, n=70),
+        dict(batch=3, n=65, m=3),
+        dict(n=1, m=1),
+        dict(n=64, m=64),
+        dict(m=150, empty=30),
+        dict(n=33, m=17, channels=1),
+    ],
+)
+def test_merge_and_its_gradients_are_the_formulas(shape):
+    x, labels, m, logits = merge_case(**shape)
+    wide_x, wide_logits, expected = by_the_formula(x, labels, m, logits)
+    x.requires_grad_()
+    logits.requires_grad_()
+    merged = backend.merge_triton(x, labels, m, logits)
+    assert merged.dtype == torch.float32 and merged.shape == expected.shape
+    assert_close(merged, expected.detach(), 1e-6)
+    direction = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    merged.backward(direction)
+    expected.backward(direction.double())
+    assert_close(x.grad, wide_x.grad, 1e-6)
+    # A difference, x - c: its error is relative to x's and not to its own size.
+    scale = max(1.0, wide_logits.grad.abs().max())
+    assert (logits.grad - wide_logits.grad).abs().max() <= 2e-6 * scale
+
+
+def test_merge_is_merge_tokens():
+    case = merge_case()
+    plain = [t.cpu() if isinstance(t, torch.Tensor) else t for t in case]
+    merged, expected = backend.merge_triton(*case).cpu(), merge_tokens(*plain)
+    torch.testing.assert_close(merged, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_merge_of_half_precision_errs_by_its_rounding_alone(dtype):
+    x, labels, m, logits = merge_case(dtype=dtype)
+    wide_x, wide_logits, expected = by_the_formula(x, labels, m, logits)
+    x.requires_grad_()
+    logits.requires_grad_()
+    merged = backend.merge_triton(x, labels, m, logits)
+    assert merged.dtype == dtype
+    half_an_ulp = torch.finfo(dtype).eps / 2
+    assert_close(merged, expected.detach(), half_an_ulp + 1e-6)
+    merged.sum().backward()
+    expected.sum().backward()
+    assert x.grad.dtype == logits.grad.dtype == dtype
+    assert_close(x.grad, wide_x.grad, half_an_ulp + 1e-6)
+    assert_close(logits.grad, wide_logits.grad, half_an_ulp + 1e-6)
+
+
+@pytest.mark.parametrize('shift', [80, 1000, -20, -1000])
+def test_merge_of_extreme_weights_stays_finite(shift):
+    x, labels, m, logits = merge_case(shift=float(shift), empty=5)
+    x.requires_grad_()
+    logits.requires_grad_()
+    merged = backend.merge_triton(x, labels, m, logits)
+    merged.square().sum().backward()
+    assert merged.isfinite().all() and x.grad.isfinite().all() and logits.grad.isfinite().all()
+    assert (merged[:, -5:] == 0).all(), 'an empty cluster is zero'
+    plain = merge_tokens(x.detach().cpu(), labels.cpu(), m, logits.detach().cpu())
+    torch.testing.assert_close(merged.detach().cpu(), plain, rtol=1e-5, atol=1e-6)
+
+
+def test_merge_is_deterministic_and_takes_strided_tensors():
+    x, labels, m, logits = merge_case(n=130, m=20)
+    first = backend.merge_triton(x, labels, m, logits)
+    for _ in range(3 if DEVICE == 'cpu' else 30):
+        assert torch.equal(first, backend.merge_triton(x, labels, m, logits))
+    strided = x.transpose(1, 2).contiguous().transpose(1, 2)
+    wide = torch.stack([logits, logits], -1)[..., 0]
+    assert torch.equal(first, backend.merge_triton(strided, labels, m, wide))
+
+
+# --- the operators of torch.library
+
+
+def test_operators_keep_their_contract():
+    x = tokens(2, 20, 8)
+    torch.library.opcheck(torch.ops.clustr_mm.dpc_knn.default, (x, [3, 20], 5, 'fp16x3'))
+    x, labels, m, logits = merge_case(n=20, m=6, channels=8)
+    operator = torch.ops.clustr_mm.merge_tokens.default
+    torch.library.opcheck(operator, (x, labels, m, logits))
+    torch.library.opcheck(operator, (x.requires_grad_(), labels, m, logits.requires_grad_()))
+    merged, shift, total = (t.detach() for t in operator(x, labels, m, logits))
+    x, logits = x.detach(), logits.detach()
+    torch.library.opcheck(
+        torch.ops.clustr_mm.merge_tokens_backward.default,
+        (torch.ones_like(merged), x, labels, logits, merged, shift, total),
+    )
+
+
+def cluster_and_merge(x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    assert backend.can_run_triton(x, 5) is None
+    m = x.shape[1] // 4
+    (labels,) = backend.dpc_knn_triton(x.detach(), [m], 5)
+    return backend.merge_triton(x, labels, m, logits)
+
+
+def test_compiles_and_exports_without_a_break():
+    x, _, _, logits = merge_case(n=40, channels=8)
+    compiled = torch.compile(cluster_and_merge, backend='aot_eager', fullgraph=True, dynamic=True)
+    for n in (40, 24):
+        a = x[:, :n].clone().requires_grad_()
+        b = a.detach().clone().requires_grad_()
+        eager, graph = cluster_and_merge(a, logits[:, :n]), compiled(b, logits[:, :n])
+        assert torch.equal(eager, graph)
+        eager.square().sum().backward()
+        graph.square().sum().backward()
+        assert torch.equal(a.grad, b.grad)
+
+    class Module(torch.nn.Module):
+        def forward(self, x, logits):
+            return cluster_and_merge(x, logits)
+
+    program = torch.export.export(Module(), (x, logits))
+    called = {str(node.target) for node in program.graph.nodes if node.op == 'call_function'}
+    assert {'clustr_mm.dpc_knn.default', 'clustr_mm.merge_tokens.default'} <= called
+    assert torch.equal(program.module()(x, logits), cluster_and_merge(x, logits))
+
+
+# --- what only a GPU can show
+
+
+@gpu_only
+@pytest.mark.parametrize('precision', PRECISIONS)
+@pytest.mark.parametrize(('n', 'channels'), [(3136, 64), (4175, 320), (16700, 64)])
+def test_large_maps_keep_the_invariants(n, channels, precision):
+    x = tokens(1, n, channels)
+    seen = rounded(x, precision)
+    m = n // 16
+    labels, order = (t[0] for t in backend.dpc_knn_triton(x, [m, n], 5, precision))
+    centres = order.argsort()[:m]
+    d2 = torch.cdist(seen[0], seen[0, centres]).square() / channels
+    own = d2.gather(1, labels[:, None]).squeeze(1)
+    assert (own - d2.amin(1) <= 1e-4 * d2.amin(1) + 1e-6).all()
+    if n <= 4175:
+        expected = dpc_knn_reference(seen, [m], 5)[0][0]
+        their_centres = set(dpc_knn_reference(seen, [n], 5)[0][0].argsort()[:m].tolist())
+        assert len(their_centres & set(centres.tolist())) >= 0.995 * m
+        assert expected.max() == labels.max()
+
+
+@gpu_only
+def test_the_host_never_waits_and_a_graph_captures_all():
+    torch.use_deterministic_algorithms(False)
+    x = tokens(2, 3136, 64)
+    logits = x[..., 0].contiguous()
+    expected = cluster_and_merge(x, logits)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        cluster_and_merge(x, logits)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = cluster_and_merge(x, logits)
+    graph.replay()
+    assert torch.equal(captured, expected)
+
+
+@gpu_only
+def test_a_detection_image_needs_under_50_mb():
+    torch.use_deterministic_algorithms(False)
+    x = tokens(1, 66800, 64)
+    backend.dpc_knn_triton(x, [1043, 4175], 5)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    backend.dpc_knn_triton(x, [1043, 4175], 5)
+    assert torch.cuda.max_memory_allocated() - before < 50e6
