@@ -224,7 +224,7 @@ def test_command_line_mistakes_are_one_line(monkeypatch, capsys):
         (['no_such_config.py'], 'no_such_config.py'),
         ([CONFIG, '--ampp'], '--ampp'),
         ([CONFIG, '--cfg-options', 'train_cfg.max_iters'], 'KEY=VALUE'),
-        ([CONFIG, '--cfg-options', "model.neck=dict(type='FPN')"], 'key by key'),
+        ([CONFIG, '--cfg-options', "model.neck=dict(type='FPN',num_outs=4)"], 'key by key'),
         ([CONFIG, '--init-from', 'no.pth'], 'no.pth'),
         *([] if torch.cuda.is_available() else [([CONFIG, '--amp'], 'GPU')]),
         *([] if torch.cuda.is_available() else [([CONFIG, '--device', 'cuda'], 'GPU')]),
