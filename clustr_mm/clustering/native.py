@@ -110,10 +110,13 @@ _operators.impl('dpc_knn_native', _dpc_knn, 'CPU')
 _operators.impl('dpc_knn_native', _dpc_knn_meta, 'Meta')
 
 
-@torch.compiler.assume_constant_result
 def _why_not() -> str | None:
     function = _load()
     return function if isinstance(function, str) else None
+
+
+# What torch.compiler.assume_constant_result does, which would import all of torch.compile first.
+_why_not.__dict__['_dynamo_marked_constant'] = True
 
 
 def _load() -> Callable[..., int] | str:
