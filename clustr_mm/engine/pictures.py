@@ -11,13 +11,14 @@ from itertools import chain, zip_longest
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
-from mmengine.structures import PixelData
+from mmengine.structures import InstanceData, PixelData
 
-_SIDE = 320  # pixels of the shorter side below which a picture is enlarged
+_SIDE = 640  # pixels of the shorter side up to which a picture is enlarged, by a whole factor
 
 
 @HOOKS.register_module()
@@ -85,7 +86,7 @@ class PictureHook(Hook):
             how['rescale_factor'] = factor
             runner.visualizer.visualize_cls(image, sample, out_file=out_file, **how)
             return
-        if 'pred_sem_seg' in sample and factor > 1:
+        if factor > 1:
             image, sample = _enlarge(image, sample, factor)
         runner.visualizer.add_datasample('picture', image, sample, out_file=out_file, **how)
 
@@ -97,13 +98,38 @@ class PictureHook(Hook):
 
 
 def _enlarge(image: np.ndarray, sample: Any, factor: int) -> tuple[np.ndarray, Any]:
-    """Repeats every pixel of an image (H, W, 3) and of its label maps, so that words fit."""
+    """Repeats every pixel of an image (H, W, 3), and its sample's with it: lines get finer."""
     sample = sample.new()
-    for key in {'pred_sem_seg', 'gt_sem_seg'} & set(sample.keys()):
-        labels = sample.get(key).data  # (1, H, W)
-        large = labels.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-        sample.set_data({key: PixelData(data=large)})
-    return image.repeat(factor, 0).repeat(factor, 1), sample
+    for key, value in list(sample.items()):
+        if key in ('pred_sem_seg', 'gt_sem_seg'):
+            sample.set_data({key: PixelData(data=_repeat(value.data, factor))})
+        elif isinstance(value, InstanceData):
+            sample.set_data({key: _enlarge_instances(value, factor)})
+    return _repeat(image.transpose(2, 0, 1), factor).transpose(1, 2, 0), sample
+
+
+def _enlarge_instances(instances: InstanceData, factor: int) -> InstanceData:
+    """Moves boxes, keypoints and masks to where they are in the enlarged image."""
+    instances = instances.new()
+    for key, value in list(instances.items()):
+        if key in ('bboxes', 'keypoints') and isinstance(value, np.ndarray | torch.Tensor):
+            instances.set_field(value * factor, key)
+        elif key == 'bboxes':  # mmdet's class of boxes
+            boxes = value.clone()
+            boxes.rescale_((factor, factor))
+            instances.set_field(boxes, key)
+        elif key == 'masks' and isinstance(value, np.ndarray | torch.Tensor):
+            instances.set_field(_repeat(value, factor), key)
+        elif key == 'masks':  # mmdet's class of masks
+            instances.set_field(value.rescale(factor), key)
+    return instances
+
+
+def _repeat(pixels: Any, factor: int) -> Any:
+    """(..., H, W) to (..., factor * H, factor * W), of either library."""
+    if isinstance(pixels, torch.Tensor):
+        return pixels.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+    return pixels.repeat(factor, -2).repeat(factor, -1)
 
 
 def _names(path: str) -> Iterator[str]:

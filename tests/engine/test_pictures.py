@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from mmengine.structures import PixelData
+from mmengine.structures import InstanceData, PixelData
 
 from clustr_mm.engine.pictures import PictureHook, _enlarge
 
@@ -25,3 +25,26 @@ def test_label_maps_grow_with_their_image():
     assert large.pred_sem_seg.data[0, 0].tolist() == [1, 1, 1, 2, 2, 2]
     assert large.gt_sem_seg.data.shape == (1, 3, 6)
     assert sample.pred_sem_seg.data.shape == (1, 1, 2)
+
+
+def test_boxes_masks_and_keypoints_grow_with_their_image():
+    detection = pytest.importorskip('mmdet.structures')
+    boxes = pytest.importorskip('mmdet.structures.bbox').HorizontalBoxes
+    masks = pytest.importorskip('mmdet.structures.mask').BitmapMasks
+    sample = detection.DetDataSample(metainfo=dict(img_path='1.jpg'))
+    sample.gt_instances = InstanceData(
+        bboxes=boxes(torch.tensor([[0.0, 0, 2, 1]])),
+        masks=masks(np.ones((1, 1, 2), np.uint8), 1, 2),
+    )
+    sample.pred_instances = InstanceData(
+        bboxes=torch.tensor([[0.0, 0, 1, 1]]), masks=torch.tensor([[[True, False]]])
+    )
+    sample.pred_instances.keypoints = np.array([[[0.5, 1.0]]])
+    _, large = _enlarge(np.zeros((1, 2, 3), np.uint8), sample, 3)
+    assert large.gt_instances.bboxes.tensor.tolist() == [[0, 0, 6, 3]]
+    assert large.gt_instances.masks.masks.shape == (1, 3, 6)
+    assert large.pred_instances.bboxes.tolist() == [[0, 0, 3, 3]]
+    assert large.pred_instances.masks[0, 2].tolist() == [True] * 3 + [False] * 3
+    assert large.pred_instances.keypoints.tolist() == [[[1.5, 3.0]]]
+    assert sample.gt_instances.bboxes.tensor.tolist() == [[0, 0, 2, 1]]
+    assert sample.pred_instances.bboxes.tolist() == [[0, 0, 1, 1]]
