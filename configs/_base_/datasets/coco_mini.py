@@ -1,10 +1,10 @@
 # The mini data set in COCO's layout, of whose 80 classes it has 7:
-#   python tools/make_mini_data.py data/mini/coco --layout coco --train 4000 --val 120 --size 64 64
+#   python tools/make_mini_data.py data/mini/coco --layout coco --train 1500 --val 120 --size 96 96
 _base_ = './coco_instance.py'
 data_root = 'data/mini/coco'
 metainfo = dict(classes=('person', 'sports ball', 'bottle', 'chair', 'book', 'clock', 'vase'))
 train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
-train_pipeline[2]['scale'] = test_pipeline[1]['scale'] = (64, 64)
+train_pipeline[2]['scale'] = test_pipeline[1]['scale'] = (96, 96)
 filter_cfg = dict(filter_empty_gt=True, min_size=1)
 train_dataloader = dict(
     batch_size=8,
