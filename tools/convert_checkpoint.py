@@ -18,6 +18,7 @@ from clustr_mm.models.checkpoint import (
     read_checkpoint,
     save_checkpoint,
     state_dict_of,
+    trust_checkpoints,
 )
 from clustr_mm.models.published import convert_published
 
@@ -34,7 +35,13 @@ def main(argv: list[str] | None = None) -> int:
         help='tiny, small or base, or a dict of your own variant such as '
         '"{\'embed_dims\': (64, 128), ...}"; found out if not given',
     )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='load a SRC that is a pickle of more than plain data: it can run any code',
+    )
     args = parser.parse_args(argv)
+    trust_checkpoints(args.trust_checkpoint)
     try:
         arch = args.arch
         if arch is not None and arch.lstrip().startswith('{'):
