@@ -11,6 +11,7 @@ from clustr_mm.engine import config, pictures, predictions  # noqa: F401 - they 
 from clustr_mm.engine.devices import choose_device
 from clustr_mm.engine.errors import UserError, explained
 from clustr_mm.engine.options import parse_test, parse_train
+from clustr_mm.engine.resuming import make_resumable
 from clustr_mm.engine.runner import StrictRunner
 
 
@@ -29,6 +30,7 @@ def train(arguments: Sequence[str] | None = None) -> Any:
     cfg = _training_config(arguments)
     with explained(cfg):
         config.guard_data(cfg, ('train', 'val'))
+        make_resumable(cfg)
         runner = build_runner(cfg)
         runner.train()
     return runner
