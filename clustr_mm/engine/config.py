@@ -19,8 +19,8 @@ from clustr_mm.engine.errors import UserError, near
 # Top-level names that take effect without being one of the Runner's arguments.
 _ALSO_READ = {
     'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval',
-    'find_unused_parameters', 'model_wrapper_cfg', 'on_broken_file', 'runner_type', 'strategy',
-    'sync_bn', 'tta_model', 'tta_pipeline',
+    'find_unused_parameters', 'model_wrapper_cfg', 'numerics_guard', 'on_broken_file',
+    'runner_type', 'strategy', 'sync_bn', 'tta_model', 'tta_pipeline',
 }  # fmt: skip
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -171,6 +171,19 @@ def guard_data(cfg: Config, splits: Sequence[str]) -> None:
         for node in _nodes(cfg.get(f'{split}_dataloader')):
             if isinstance(node.get('pipeline'), list | tuple):
                 node['pipeline'] = guard_pipeline(node['pipeline'], on_error)
+
+
+def guard_numerics(cfg: Config) -> None:
+    """Adds the guard against losses and gradients that are no numbers, as the config says.
+
+    Args:
+        cfg: The config, changed in place; ``numerics_guard`` holds the arguments of
+            ``NumericsGuardHook``, and None leaves it out.
+    """
+    arguments = cfg.get('numerics_guard', {})
+    if arguments is not None:
+        hook = dict(type='NumericsGuardHook', **arguments)
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), hook]
 
 
 def use_amp(cfg: Config, device: str) -> None:

@@ -47,6 +47,9 @@ class SeededIndex(int):
         made.key = key
         return made
 
+    def __getnewargs__(self) -> tuple[int, tuple[int, ...]]:  # type: ignore[override]
+        return int(self), self.key
+
 
 @DATA_SAMPLERS.register_module()
 class SeededSampler(Sampler):
@@ -166,3 +169,32 @@ class SeedHook(Hook):
             data_batch: Not used.
         """
         seed_all(_STEP, runner.seed, runner.iter, get_dist_info()[0])
+
+
+def random_state() -> dict[str, Any]:
+    """Takes the state of every generator that ``seed_all`` seeds, as plain data.
+
+    Returns:
+        dict: For ``set_random_state``.
+    """
+    state = {
+        'python': random.getstate(),
+        'numpy': np.random.get_state(),
+        'torch': torch.get_rng_state(),
+    }
+    if torch.cuda.is_initialized():
+        state['cuda'] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Puts generators into a state.
+
+    Args:
+        state: From ``random_state``; the GPU's is passed over where none is in use.
+    """
+    random.setstate(state['python'])
+    np.random.set_state(state['numpy'])
+    torch.set_rng_state(state['torch'])
+    if 'cuda' in state and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(state['cuda'])

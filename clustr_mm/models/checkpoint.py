@@ -39,7 +39,7 @@ def trust_checkpoints(trusted: bool) -> None:
     _trusted = trusted
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_checkpoint(path: str | os.PathLike[str], structures: str = '') -> dict[str, Any]:
     """Reads a checkpoint, verified, without running anything that it contains.
 
     A torch file's CRCs are checked, which torch.load does not do, and a safetensors file's
@@ -47,6 +47,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Args:
         path: A file that torch.save, mmengine or safetensors wrote, or its http(s) address.
+        structures: A regular expression of the dotted names of further classes that may be in it;
+            they must be of plain data.
 
     Returns:
         The dict in the file, tensors on the CPU; of a safetensors file
@@ -57,13 +59,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     source = str(path)
     if '://' not in source:
-        return _read_file(Path(path).expanduser(), source)
+        return _read_file(Path(path).expanduser(), source, structures)
     try:
         file = download(source)
     except (OSError, ValueError) as error:
         raise CheckpointError(f'{source} cannot be fetched ({_first_line(error)})') from error
     try:
-        return _read_file(file, source)
+        return _read_file(file, source, structures)
     except CheckpointError:
         file.unlink(missing_ok=True)  # a download cut short would be found again next time
         raise
@@ -204,11 +206,15 @@ def replace_durably(part: str | os.PathLike[str], path: str | os.PathLike[str]) 
         os.close(folder)
 
 
-def _read_file(path: Path, source: str) -> dict[str, Any]:
+def _read_file(path: Path, source: str, structures: str) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f'checkpoint {source} does not exist; check the path')
     try:
-        content = _read_safetensors(path) if path.suffix == '.safetensors' else _read_torch(path)
+        content = (
+            _read_safetensors(path)
+            if path.suffix == '.safetensors'
+            else _read_torch(path, structures)
+        )
     except CheckpointError:
         raise
     except WantsCodeError as error:
@@ -267,7 +273,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, structures: str) -> Any:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if (record := archive.testzip()) is not None:
@@ -280,9 +286,8 @@ def _read_torch(path: Path) -> Any:
     except pickle.UnpicklingError:
         pass
     try:  # a training checkpoint of mmengine, for example
-        return torch.load(
-            path, map_location='cpu', weights_only=False, pickle_module=restricted_pickle()
-        )
+        known = restricted_pickle(structures)
+        return torch.load(path, map_location='cpu', weights_only=False, pickle_module=known)
     except WantsCodeError:
         if not _trusted:
             raise
