@@ -14,6 +14,7 @@ import ast
 import sys
 from pathlib import Path
 
+from clustr_mm.engine.options import add_trust
 from clustr_mm.models.checkpoint import (
     read_checkpoint,
     save_checkpoint,
@@ -35,11 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         help='tiny, small or base, or a dict of your own variant such as '
         '"{\'embed_dims\': (64, 128), ...}"; found out if not given',
     )
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='load a SRC that is a pickle of more than plain data: it can run any code',
-    )
+    add_trust(parser)
     args = parser.parse_args(argv)
     trust_checkpoints(args.trust_checkpoint)
     try:

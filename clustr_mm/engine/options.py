@@ -95,14 +95,23 @@ def parse_test(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return _read(parser, arguments)
 
 
-def _add_shared(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--work-dir', metavar='DIR', help='where logs and checkpoints go')
-    parser.add_argument('--data-root', metavar='DIR', help="the data set, in place of the config's")
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--trust-checkpoint``, which every tool that reads checkpoints takes.
+
+    Args:
+        parser: Where to add it.
+    """
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='load checkpoints that are pickles of more than plain data: they can run any code',
+        help='load a checkpoint that is a pickle of more than plain data: it can run any code',
     )
+
+
+def _add_shared(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--work-dir', metavar='DIR', help='where logs and checkpoints go')
+    parser.add_argument('--data-root', metavar='DIR', help="the data set, in place of the config's")
+    add_trust(parser)
     parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
     parser.add_argument(
         '--device', choices=('cpu', 'cuda'), help='by default a GPU where there is one'
