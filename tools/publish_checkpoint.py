@@ -3,7 +3,8 @@
     python tools/publish_checkpoint.py work_dirs/RUN/best_mIoU_iter_1350.pth --name upernet_clustr_t
 
 writes upernet_clustr_t-HASH.safetensors into the working folder: test.py and --init-from take it.
---part backbone keeps what --init-from reads. Its metadata (config, arch, score, versions) is read by
+--part backbone keeps what --init-from reads. The file's metadata (config, arch, score, versions) is
+shown by
 
     python tools/publish_checkpoint.py --show FILE
 """

@@ -28,6 +28,8 @@ class SafeCheckpointHook(CheckpointHook):
     CheckpointHook's.
     """
 
+    file_backend: Any
+
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:
         outdated = []
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:

@@ -173,17 +173,16 @@ def guard_data(cfg: Config, splits: Sequence[str]) -> None:
                 node['pipeline'] = guard_pipeline(node['pipeline'], on_error)
 
 
-def guard_numerics(cfg: Config) -> None:
-    """Adds the guard against losses and gradients that are no numbers, as the config says.
+def add_hook(cfg: Config, hook: dict[str, Any]) -> None:
+    """Adds a hook, unless the config has one of its type, as a run's dumped config has.
 
     Args:
-        cfg: The config, changed in place; ``numerics_guard`` holds the arguments of
-            ``NumericsGuardHook``, and None leaves it out.
+        cfg: The config, changed in place.
+        hook: Config of the hook.
     """
-    arguments = cfg.get('numerics_guard', {})
-    if arguments is not None:
-        hook = dict(type='NumericsGuardHook', **arguments)
-        cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), hook]
+    hooks = list(cfg.get('custom_hooks') or ())
+    if hook['type'] not in {each.get('type') for each in hooks if isinstance(each, dict)}:
+        cfg.custom_hooks = [*hooks, hook]
 
 
 def use_amp(cfg: Config, device: str) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
-from clustr_mm.engine import config, numerics, pictures, predictions  # noqa: F401 - they register
+from clustr_mm.engine import config, pictures, predictions  # noqa: F401 - they register
 from clustr_mm.engine.devices import choose_device
 from clustr_mm.engine.errors import UserError, explained
 from clustr_mm.engine.loading import use_safe_loading
+from clustr_mm.engine.numerics import guard_numerics
 from clustr_mm.engine.options import parse_test, parse_train
 from clustr_mm.engine.resuming import make_resumable
 from clustr_mm.engine.runner import StrictRunner
@@ -31,8 +32,8 @@ def train(arguments: Sequence[str] | None = None) -> Any:
     cfg = _training_config(arguments)
     with explained(cfg):
         config.guard_data(cfg, ('train', 'val'))
-        config.guard_numerics(cfg)
         make_resumable(cfg)
+        guard_numerics(cfg)
         runner = build_runner(cfg)
         runner.train()
     return runner

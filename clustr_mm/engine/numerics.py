@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -14,6 +15,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from clustr_mm.engine.config import add_hook
 from clustr_mm.engine.errors import UserError
 from clustr_mm.engine.seeding import random_state
 from clustr_mm.models.checkpoint import replace_durably
@@ -162,6 +164,18 @@ class NumericsGuardHook(Hook):
             runner.logger.warning(f'{path} could not be written: {error}')
         self._written += 1
         return path
+
+
+def guard_numerics(cfg: Config) -> None:
+    """Adds the guard to a training config, as that says.
+
+    Args:
+        cfg: The config, changed in place; ``numerics_guard`` holds the arguments of
+            ``NumericsGuardHook``, and None leaves it out.
+    """
+    arguments = cfg.get('numerics_guard', {})
+    if arguments is not None:
+        add_hook(cfg, dict(type='NumericsGuardHook', **arguments))
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -14,10 +14,10 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop
-from torch import nn
 from torch.utils.data import BatchSampler
 
 from clustr_mm.engine import checkpoints  # noqa: F401 - it registers
+from clustr_mm.engine.config import add_hook
 from clustr_mm.engine.errors import UserError
 from clustr_mm.engine.seeding import SeededSampler
 
@@ -43,8 +43,8 @@ def make_resumable(cfg: Config) -> None:
     saving = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
     if saving is not None and saving.type == 'CheckpointHook':
         saving.type = 'SafeCheckpointHook'
-    ours = [dict(type='SeedHook'), dict(type='ResumeHook')]
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), *ours]
+    for name in ('SeedHook', 'ResumeHook'):
+        add_hook(cfg, dict(type=name))
 
 
 @LOOPS.register_module()
@@ -139,9 +139,7 @@ class ResumeHook(Hook):
         if not self._resumed:
             return
         if self._gradients and get_world_size() == 1:
-            model: nn.Module = runner.model
-            if is_model_wrapper(model):
-                model = model.module
+            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
             for name, parameter in model.named_parameters():
                 if name in self._gradients:
                     parameter.grad = self._gradients[name].to(parameter.device)

@@ -31,6 +31,10 @@ from clustr_mm.models.checkpoint import (
 class StrictRunner(Runner):
     """A Runner that loads strictly, saves whole files, and runs several processes on a CPU."""
 
+    _resume: bool
+    _load_from: str | None
+    _has_loaded: bool
+
     def setup_env(self, env_cfg: dict) -> None:
         """Starts the processes' group first where there is no GPU (see devices.py)."""
         if self._launcher != 'none' and get_device() == 'cpu':
