@@ -96,7 +96,9 @@ class NumericsGuardHook(Hook):
         Raises:
             UserError: If it is the last fault in a row that the run may have.
         """
-        losses = {name: float(value) for name, value in (outputs or {}).items()}
+        losses = {
+            name: float(torch.as_tensor(value).detach()) for name, value in (outputs or {}).items()
+        }
         wrong = [name for name, value in losses.items() if not math.isfinite(value)]
         if not wrong and not self._left_out and self._gradients_finite(runner):
             self._in_a_row = 0

@@ -64,6 +64,8 @@ def replay(path: str) -> Replay:
     cfg = content['cfg']
     import_modules_from_strings(**cfg.get('custom_imports', {'imports': []}))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
+    if 'data_preprocessor' in cfg:  # where a runner takes it from
+        cfg['model'].setdefault('data_preprocessor', cfg['data_preprocessor'])
     model = revert_sync_batchnorm(MODELS.build(cfg['model']))
     load_strictly(model, content['state_dict'], path)
     device = get_device()
@@ -80,7 +82,7 @@ def replay(path: str) -> Replay:
     return Replay(
         files=content['files'],
         recorded=content['losses'],
-        losses={name: float(value) for name, value in by_name.items()},
+        losses={name: float(value.detach()) for name, value in by_name.items()},
         first=wrong[0] if wrong else None,
         gradients=[
             name

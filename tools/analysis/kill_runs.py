@@ -134,15 +134,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     if (status := Run(options, alone, resume=False).wait()) != 0:
         raise UserError(f'the run to compare with ended with status {status}: {alone}/output.txt')
-    duration = time.monotonic() - start
-    print(f'left alone: {duration:.0f} s, {len(_steps(alone))} steps', flush=True)
+    duration, total = time.monotonic() - start, len(_steps(alone))
+    print(f'left alone: {duration:.0f} s, {total} steps', flush=True)
     weights, step = _last_weights(alone)
 
     tally = Tally()
     while tally.kills < options.kills:
         folder = root / f'killed_{tally.runs + 1}'
         folder.mkdir()
-        _run_killed(options, folder, duration, chance, tally)
+        _run_killed(options, folder, total, duration / total, chance, tally)
         tally.runs += 1
         killed, reached = _last_weights(folder)
         equal = reached == step and _equal(weights, killed)
@@ -162,21 +162,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run_killed(
     options: argparse.Namespace,
     folder: Path,
-    duration: float,
+    total: int,
+    pace: float,
     chance: random.Random,
     tally: Tally,
 ) -> None:
-    """Starts, kills and resumes until the run has ended, or ends it when kills are enough."""
+    """Starts, kills and resumes until the run has ended; once kills are enough, lets it end."""
     before: list[int] = []
     while True:
         run = Run(options, folder, resume=bool(before) or any(folder.glob('*.pth*')))
         if tally.kills < options.kills:
             writing = chance.random() < options.while_writing
-            # Later starts have less to do; the longest waits end in a run that ends.
-            deadline = time.monotonic() + chance.uniform(0.2, 1.0) * duration
-            while not run.ended() and time.monotonic() < deadline:
-                time.sleep(POLL)
-            while writing and not run.ended() and not run.writing():
+            # Moments are steps, and a part of one: clocks of a shared machine are no measure.
+            target = chance.randint(len(set(before)), total)
+            while not run.ended() and len(set(_steps(folder))) < target:
+                time.sleep(10 * POLL)
+            time.sleep(chance.uniform(0, 2 * pace))
+            while writing and not run.ended() and not run.writing():  # the next checkpoint
                 time.sleep(POLL)
             if not run.ended():
                 who = options.who[tally.kills % len(options.who)]
