@@ -43,7 +43,7 @@ def make_resumable(cfg: Config) -> None:
     saving = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
     if saving is not None and saving.type == 'CheckpointHook':
         saving.type = 'SafeCheckpointHook'
-    for name in ('SeedHook', 'ResumeHook'):
+    for name in ('SeedHook', 'ResumeHook', 'MissedValidationHook'):
         add_hook(cfg, dict(type=name))
 
 
@@ -93,13 +93,10 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 
 @HOOKS.register_module()
 class ResumeHook(Hook):
-    """Keeps gradients that wait for their step, and makes up for a validation not reached."""
-
-    priority = 'LOWEST'  # a validation before the training needs every other hook ready
+    """Keeps gradients that wait for their step, and notes which validations were done."""
 
     def __init__(self) -> None:
-        self._gradients: dict[str, Any] | None = None
-        self._resumed = False
+        self._gradients: dict[str, Any] = {}
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Adds the gradients that have been accumulated and not yet used.
@@ -127,35 +124,20 @@ class ResumeHook(Hook):
             runner: The runner of the training.
             checkpoint: What was read.
         """
-        self._resumed = runner._resume
-        self._gradients = checkpoint.get('gradients')
+        self._gradients = checkpoint.get('gradients', {})
 
     def before_train(self, runner: Any) -> None:
-        """Puts the gradients back, and validates where the stop came before the validation.
+        """Puts the gradients back.
 
         Args:
             runner: The runner of the training.
         """
-        if not self._resumed:
-            return
-        if self._gradients and get_world_size() == 1:
+        if runner._resume and get_world_size() == 1:
             model = runner.model.module if is_model_wrapper(runner.model) else runner.model
             for name, parameter in model.named_parameters():
                 if name in self._gradients:
                     parameter.grad = self._gradients[name].to(parameter.device)
-        self._gradients = None
-        loop = runner.train_loop
-        loop._decide_current_val_interval()
-        reached, end = _place(runner)
-        if (
-            runner.val_loop is not None
-            and runner.message_hub.runtime_info.get(_DONE, [0])[0] == 0
-            and reached >= loop.val_begin
-            and (reached % loop.val_interval == 0 or reached == end)
-            and runner.message_hub.runtime_info.get(_VALIDATED) != reached
-        ):
-            runner.logger.info('Validating, which the stop came before.')
-            runner.val_loop.run()
+        self._gradients = {}
 
     def after_val_epoch(self, runner: Any, metrics: dict | None = None) -> None:
         """Notes that this point of the run has been validated.
@@ -166,6 +148,30 @@ class ResumeHook(Hook):
         """
         if runner._train_loop is not None and not isinstance(runner._train_loop, dict):
             runner.message_hub.update_info(_VALIDATED, _place(runner)[0])
+
+
+@HOOKS.register_module()
+class MissedValidationHook(Hook):
+    """Validates before the training goes on, where the stop came before the validation."""
+
+    priority = 'LOWEST'  # when every other hook is ready
+
+    def before_train(self, runner: Any) -> None:
+        """Validates, if this point of the run asks for it and has not been validated.
+
+        Args:
+            runner: The runner of the training.
+        """
+        if not runner._resume or runner.val_loop is None:
+            return
+        loop, known = runner.train_loop, runner.message_hub.runtime_info
+        loop._decide_current_val_interval()
+        reached, end = _place(runner)
+        in_an_epoch = known.get(_DONE, [0])[0] > 0
+        due = reached >= loop.val_begin and (reached % loop.val_interval == 0 or reached == end)
+        if due and not in_an_epoch and known.get(_VALIDATED) != reached:
+            runner.logger.info('Validating, which the stop came before.')
+            runner.val_loop.run()
 
 
 def _place(runner: Any) -> tuple[int, int]:

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -61,14 +61,14 @@ class Tally:
     Attributes:
         kills: How many times something was killed.
         while_writing: How many of them while a checkpoint was being written.
-        lost: Steps that were done and had to be computed again.
+        repeated: Steps that were done and had to be computed again.
         runs: Runs that ended.
         equal: Those of them with the weights of the run left alone.
     """
 
     kills: int = 0
     while_writing: int = 0
-    lost: list[int] = field(default_factory=list)
+    repeated: int = 0
     runs: int = 0
     equal: int = 0
 
@@ -76,9 +76,9 @@ class Tally:
 class Run:
     """One start of train.py, and what of it can be killed."""
 
-    def __init__(self, options: argparse.Namespace, folder: Path, resume: bool) -> None:
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         command = [str(TRAIN), options.config, '--data-root', options.data_root]
-        command += ['--work-dir', str(folder), '--device', 'cpu'] + ['--resume'] * resume
+        command += ['--work-dir', str(folder), '--device', 'cpu', '--resume']
         if options.processes > 1:
             torchrun = ['-m', 'torch.distributed.run', '--standalone', '--max-restarts=9']
             command = [*torchrun, f'--nproc-per-node={options.processes}', *command]
@@ -124,6 +124,8 @@ class Run:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
+    if options.processes == 1 and options.who != ['all']:
+        raise UserError('--who is for several --processes; one is killed with all that it started')
     chance = random.Random(options.seed)
     root = Path(options.work_dir)
     if root.exists():
@@ -132,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     alone = root / 'alone'
     alone.mkdir(parents=True)
     start = time.monotonic()
-    if (status := Run(options, alone, resume=False).wait()) != 0:
+    if (status := Run(options, alone).wait()) != 0:
         raise UserError(f'the run to compare with ended with status {status}: {alone}/output.txt')
     duration, total = time.monotonic() - start, len(_steps(alone))
     print(f'left alone: {duration:.0f} s, {total} steps', flush=True)
@@ -152,8 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             shutil.rmtree(folder)
     print(
         f'{tally.kills} kills ({tally.while_writing} while a checkpoint was being written) in '
-        f'{tally.runs} runs; steps computed again after a kill: {sum(tally.lost)} in all, at most '
-        f'{max(tally.lost)}; {tally.equal} of {tally.runs} runs with equal weights'
+        f'{tally.runs} runs; steps computed again: {tally.repeated}, which is '
+        f'{tally.repeated / max(tally.kills, 1):.1f} a kill; {tally.equal} of {tally.runs} runs '
+        'with equal weights'
     )
     if tally.equal < tally.runs:
         raise UserError(f'weights differ: {root}')
@@ -168,39 +171,42 @@ def _run_killed(
     tally: Tally,
 ) -> None:
     """Starts, kills and resumes until the run has ended; once kills are enough, lets it end."""
-    before: list[int] = []
     while True:
-        run = Run(options, folder, resume=bool(before) or any(folder.glob('*.pth*')))
-        if tally.kills < options.kills:
+        run = Run(options, folder)
+        while tally.kills < options.kills:
             writing = chance.random() < options.while_writing
-            # Moments are steps, and a part of one: clocks of a shared machine are no measure.
-            target = chance.randint(len(set(before)), total)
-            while not run.ended() and len(set(_steps(folder))) < target:
-                time.sleep(10 * POLL)
-            time.sleep(chance.uniform(0, 2 * pace))
-            while writing and not run.ended() and not run.writing():  # the next checkpoint
-                time.sleep(POLL)
-            if not run.ended():
-                who = options.who[tally.kills % len(options.who)]
-                caught = run.writing()
-                run.kill(who, chance)
-                tally.kills += 1
-                tally.while_writing += caught
-                print(
-                    f'kill {tally.kills}: {who}, {"writing" if caught else "at random"}, '
-                    f'newest {_newest(folder)}',
-                    flush=True,
-                )
+            _wait_for_moment(run, total, pace, writing, chance)
+            if run.ended():
+                break
+            who = options.who[tally.kills % len(options.who)]
+            caught = run.writing()
+            run.kill(who, chance)
+            tally.kills += 1
+            tally.while_writing += caught
+            place = f'after {len(set(_steps(folder)))} steps' + ', writing' * caught
+            print(f'kill {tally.kills}: {who}, {place}, newest {_newest(folder)}', flush=True)
+            if who != 'rank':
+                break  # torchrun starts a killed rank again, but nobody starts torchrun
         status = run.wait()
-        steps = _steps(folder)
-        if before:
-            again = [step for step in steps[len(before) :] if step <= before[-1]]
-            tally.lost.append(len(again))
-        before = steps
         if status == 0:
+            steps = _steps(folder)
+            tally.repeated += len(steps) - len(set(steps))
             return
         if status > 0 and options.processes == 1:
             raise UserError(f'a run ended with status {status} by itself: {folder}/output.txt')
+
+
+def _wait_for_moment(
+    run: Run, total: int, pace: float, writing: bool, chance: random.Random
+) -> None:
+    """Waits for a step not far ahead, and a part of one: a shared machine's clock is no measure."""
+    done = len(set(_steps(run.folder)))
+    target = min(total, done + chance.randint(0, total // 3))
+    while not run.ended() and len(set(_steps(run.folder))) < target:
+        time.sleep(10 * POLL)
+    time.sleep(chance.uniform(0, 2 * pace))
+    while writing and not run.ended() and not run.writing():  # the next checkpoint
+        time.sleep(POLL)
 
 
 def _steps(folder: Path) -> list[int]:
