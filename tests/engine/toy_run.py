@@ -1,0 +1,101 @@
+"""A model of one layer with chance in data and model, so that whole runs take no time."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, METRICS, MODELS
+from torch import nn
+from torch.utils.data import Dataset
+
+from clustr_mm.engine.resuming import make_resumable
+from clustr_mm.engine.runner import StrictRunner
+
+_RUNS = itertools.count()
+
+
+@DATASETS.register_module()
+class NoisyRows(Dataset):
+    """Rows of their index, with noise from NumPy as transforms make it."""
+
+    metainfo = dict(classes=('row',))
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        noise = torch.from_numpy(np.random.rand(3).astype(np.float32))
+        return dict(inputs=noise + index, index=index)
+
+    def __len__(self) -> int:
+        return self.length
+
+
+@MODELS.register_module()
+class DroppingLayer(BaseModel):
+    """A linear layer behind dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, inputs, index, mode='loss'):
+        out = self.layer(torch.dropout(torch.stack(inputs), 0.5, self.training))
+        return dict(loss=out.square().mean()) if mode == 'loss' else [dict(score=1.0)]
+
+
+@METRICS.register_module()
+class RisingScore(BaseMetric):
+    """A score that is higher at every validation of a process."""
+
+    values = itertools.count()
+
+    def process(self, data_batch, data_samples):
+        self.results += data_samples
+
+    def compute_metrics(self, results):
+        return dict(acc=float(next(self.values)))
+
+
+def make_config(folder, epochs: bool, saving: dict[str, Any] | None = None, **changes: Any):
+    """A run of 12 steps: 12 iterations, or 3 epochs of 4."""
+    loader = dict(
+        batch_size=2,
+        num_workers=0,
+        dataset=dict(type='NoisyRows', length=8),
+        sampler=dict(type='DefaultSampler' if epochs else 'InfiniteSampler', shuffle=True),
+    )
+    loop = dict(type='EpochBasedTrainLoop', max_epochs=3)
+    if not epochs:
+        loop = dict(type='IterBasedTrainLoop', max_iters=12)
+    cfg = Config(
+        dict(
+            model=dict(type='DroppingLayer'),
+            work_dir=str(folder),
+            experiment_name=f'toy{next(_RUNS)}',  # runs of one second share their log otherwise
+            train_dataloader=loader,
+            train_cfg=loop,
+            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.1)),
+            param_scheduler=dict(type='ExponentialLR', gamma=0.9, by_epoch=False),
+            default_hooks=dict(
+                checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1, **saving or {})
+            ),
+            randomness=dict(seed=3),
+            default_scope='mmengine',
+            log_level='WARNING',
+        )
+    )
+    cfg.merge_from_dict(changes)
+    return cfg
+
+
+def run(cfg: Config) -> StrictRunner:
+    """Trains as launch.train does."""
+    make_resumable(cfg)
+    runner = StrictRunner.from_cfg(cfg)
+    runner.train()
+    return runner
