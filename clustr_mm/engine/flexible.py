@@ -1,0 +1,108 @@
+"""The runner of configs with a ``strategy``: FSDP and DeepSpeed."""
+
+import os
+import shutil
+from importlib.util import find_spec
+from typing import Any
+
+from mmengine.device import get_device
+from mmengine.dist import barrier, is_main_process
+from mmengine.registry import RUNNERS
+from mmengine.runner import FlexibleRunner
+
+from clustr_mm.engine import fsdp  # noqa: F401 - it registers
+from clustr_mm.engine.devices import start_cpu_processes
+from clustr_mm.engine.errors import UserError
+
+
+@RUNNERS.register_module()
+class StrictFlexibleRunner(FlexibleRunner):
+    """A FlexibleRunner that runs several processes on a CPU and never leaves half a checkpoint.
+
+    Strict loading is the strategy's: see :class:`clustr_mm.engine.fsdp.StrictFSDPStrategy`.
+    """
+
+    def build_strategy(self, strategy: Any, launcher: str, **kwargs: Any) -> Any:
+        """Builds the strategy, in a group of processes that has been started.
+
+        Args:
+            strategy: The config's strategy.
+            launcher: How the processes were started.
+            kwargs: As for ``FlexibleRunner.build_strategy``.
+
+        Returns:
+            BaseStrategy: The strategy.
+
+        Raises:
+            UserError: If there is one process only, or DeepSpeed is not installed.
+        """
+        kind = strategy['type'] if isinstance(strategy, dict) else type(strategy).__name__
+        if launcher == 'none' and 'SingleDevice' not in kind:
+            raise UserError(
+                f'strategy {kind} shares a model out among processes; start several with '
+                'tools/dist_train.sh CONFIG GPUS'
+            )
+        if 'DeepSpeed' in kind and find_spec('deepspeed') is None:
+            raise UserError(f'strategy {kind} needs the package deepspeed; pip install deepspeed')
+        if launcher != 'none' and get_device() == 'cpu':
+            start_cpu_processes(launcher)
+        return super().build_strategy(strategy, launcher=launcher, **kwargs)
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        *_: Any,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = True,
+        **__: Any,
+    ) -> None:
+        """Saves a checkpoint under a temporary name, then renames it.
+
+        Every process calls this: a strategy gathers its shares, or writes a folder together. The
+        epoch and iteration are those of ``meta``, as with a Runner; mmengine's FlexibleRunner
+        counts one too many when it saves after a validation.
+
+        Args:
+            out_dir: The folder.
+            filename: The checkpoint's name in it.
+            save_optimizer: Whether to save the optimizer's state.
+            save_param_scheduler: Whether to save the schedules' state.
+            meta: More to save beside the weights, ``epoch`` and ``iter`` among it.
+            by_epoch: Whether an epoch, not an iteration, has just been done.
+
+        Raises:
+            UserError: If the file system refuses it.
+        """
+        done = dict(epoch=self.epoch + by_epoch, iter=self.iter + (not by_epoch))
+        meta = {
+            **done,
+            **(meta or {}),
+            'cfg': self.cfg.pretty_text,
+            'experiment_name': self.experiment_name,
+            'dataset_meta': getattr(self.train_dataloader.dataset, 'metainfo', None),
+        }
+        path = os.path.join(out_dir, filename)
+        partial = f'{path}.part'
+        try:
+            self.strategy.save_checkpoint(
+                filename=partial,
+                save_optimizer=save_optimizer,
+                save_param_scheduler=save_param_scheduler,
+                extra_ckpt=dict(meta=meta, message_hub=self.message_hub.state_dict()),
+                callback=lambda content: self.call_hook(
+                    'before_save_checkpoint', checkpoint=content
+                ),
+            )
+            barrier()
+            if is_main_process():
+                if os.path.isdir(path):  # no folder can be renamed onto another
+                    shutil.rmtree(path)
+                os.replace(partial, path)
+        except OSError as error:
+            raise UserError(
+                f'cannot write checkpoint {path}: {error.strerror}; make room or choose another '
+                '--work-dir'
+            ) from error
