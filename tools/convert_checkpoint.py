@@ -14,10 +14,12 @@ import ast
 import sys
 from pathlib import Path
 
+from clustr_mm.engine.options import add_trust
 from clustr_mm.models.checkpoint import (
     read_checkpoint,
     save_checkpoint,
     state_dict_of,
+    trust_checkpoints,
 )
 from clustr_mm.models.published import convert_published
 
@@ -34,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         help='tiny, small or base, or a dict of your own variant such as '
         '"{\'embed_dims\': (64, 128), ...}"; found out if not given',
     )
+    add_trust(parser)
     args = parser.parse_args(argv)
+    trust_checkpoints(args.trust_checkpoint)
     try:
         arch = args.arch
         if arch is not None and arch.lstrip().startswith('{'):

@@ -19,8 +19,8 @@ from clustr_mm.engine.errors import UserError, near
 # Top-level names that take effect without being one of the Runner's arguments.
 _ALSO_READ = {
     'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval',
-    'find_unused_parameters', 'model_wrapper_cfg', 'on_broken_file', 'runner_type', 'strategy',
-    'sync_bn', 'tta_model', 'tta_pipeline',
+    'find_unused_parameters', 'model_wrapper_cfg', 'numerics_guard', 'on_broken_file',
+    'runner_type', 'strategy', 'sync_bn', 'tta_model', 'tta_pipeline',
 }  # fmt: skip
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -171,6 +171,18 @@ def guard_data(cfg: Config, splits: Sequence[str]) -> None:
         for node in _nodes(cfg.get(f'{split}_dataloader')):
             if isinstance(node.get('pipeline'), list | tuple):
                 node['pipeline'] = guard_pipeline(node['pipeline'], on_error)
+
+
+def add_hook(cfg: Config, hook: dict[str, Any]) -> None:
+    """Adds a hook, unless the config has one of its type, as a run's dumped config has.
+
+    Args:
+        cfg: The config, changed in place.
+        hook: Config of the hook.
+    """
+    hooks = list(cfg.get('custom_hooks') or ())
+    if hook['type'] not in {each.get('type') for each in hooks if isinstance(each, dict)}:
+        cfg.custom_hooks = [*hooks, hook]
 
 
 def use_amp(cfg: Config, device: str) -> None:

@@ -12,7 +12,10 @@ from clustr_mm.engine import config, pictures, predictions  # noqa: F401 - they 
 from clustr_mm.engine.devices import choose_device, end_with_launcher, was_restarted
 from clustr_mm.engine.errors import UserError, explained
 from clustr_mm.engine.flexible import StrictFlexibleRunner
+from clustr_mm.engine.loading import use_safe_loading
+from clustr_mm.engine.numerics import guard_numerics
 from clustr_mm.engine.options import parse_test, parse_train
+from clustr_mm.engine.resuming import make_resumable
 from clustr_mm.engine.runner import StrictRunner
 
 
@@ -31,6 +34,8 @@ def train(arguments: Sequence[str] | None = None) -> Any:
     cfg = _training_config(arguments)
     with explained(cfg):
         config.guard_data(cfg, ('train', 'val'))
+        make_resumable(cfg)
+        guard_numerics(cfg)
         runner = build_runner(cfg)
         runner.train()
     return runner
@@ -108,6 +113,7 @@ def build_runner(cfg: Config) -> Any:
     Returns:
         Runner: The runner.
     """
+    use_safe_loading()
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     return (StrictFlexibleRunner if cfg.get('strategy') else StrictRunner).from_cfg(cfg)

@@ -8,6 +8,7 @@ from typing import NoReturn
 from mmengine.config import DictAction
 
 from clustr_mm.engine.errors import UserError
+from clustr_mm.models.checkpoint import trust_checkpoints
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -94,9 +95,23 @@ def parse_test(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return _read(parser, arguments)
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--trust-checkpoint``, which every tool that reads checkpoints takes.
+
+    Args:
+        parser: Where to add it.
+    """
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='load a checkpoint that is a pickle of more than plain data: it can run any code',
+    )
+
+
 def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--work-dir', metavar='DIR', help='where logs and checkpoints go')
     parser.add_argument('--data-root', metavar='DIR', help="the data set, in place of the config's")
+    add_trust(parser)
     parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
     parser.add_argument(
         '--device', choices=('cpu', 'cuda'), help='by default a GPU where there is one'
@@ -120,6 +135,7 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
 def _read(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     os.environ.setdefault('LOCAL_RANK', str(options.local_rank))
+    trust_checkpoints(options.trust_checkpoint)
     if options.debug:
         os.environ['CLUSTR_DEBUG'] = '1'
     return options

@@ -15,14 +15,25 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
+from clustr_mm.engine.checkpoints import check_training_state, newest_checkpoint
 from clustr_mm.engine.devices import replace_sync_batchnorm, start_cpu_processes
 from clustr_mm.engine.errors import UserError
-from clustr_mm.models.checkpoint import load_strictly, read_checkpoint, state_dict_of
+from clustr_mm.models.checkpoint import (
+    CheckpointError,
+    load_strictly,
+    read_checkpoint,
+    replace_durably,
+    state_dict_of,
+)
 
 
 @RUNNERS.register_module()
 class StrictRunner(Runner):
     """A Runner that loads strictly, saves whole files, and runs several processes on a CPU."""
+
+    _resume: bool
+    _load_from: str | None
+    _has_loaded: bool
 
     def setup_env(self, env_cfg: dict) -> None:
         """Starts the processes' group first where there is no GPU (see devices.py)."""
@@ -44,7 +55,16 @@ class StrictRunner(Runner):
         return super().wrap_model(model_wrapper_cfg, model)
 
     def load_or_resume(self) -> None:
-        """Loads what the config names, and says so where a model starts from random weights."""
+        """Loads what the config names, and says so where a model starts from random weights.
+
+        Raises:
+            UserError: If a run is to go on and none of its checkpoints is whole.
+        """
+        if self._resume and self._load_from is None and not self._has_loaded:
+            self._load_from = newest_checkpoint(self.work_dir)
+            if self._load_from is None:
+                self._resume = False
+                self.logger.info(f'No checkpoint in {self.work_dir} yet: the run starts.')
         super().load_or_resume()
         pretrained = any(
             isinstance(cfg := getattr(module, 'init_cfg', None), dict)
@@ -57,13 +77,35 @@ class StrictRunner(Runner):
                 '--init-from CKPT starts the backbone from a checkpoint.'
             )
 
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Goes on from a checkpoint.
+
+        Args:
+            filename: Path of the checkpoint, or its http(s) address.
+            args: As for ``Runner.resume``.
+            kwargs: As for ``Runner.resume``.
+
+        Raises:
+            UserError: If its optimizer or schedule is not this config's.
+        """
+        try:
+            super().resume(filename, *args, **kwargs)
+        except CheckpointError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = ' '.join(str(error).split())
+            raise UserError(
+                f'{filename} was saved with another optimizer or schedule ({reason}); go on with '
+                'the config that it was saved with, or start anew with --init-from'
+            ) from error
+
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Loads a checkpoint, all of it or none, and runs nothing that it contains.
 
         Args:
-            filename: Path of the checkpoint, or an address that mmengine knows.
-            args: As for ``Runner.load_checkpoint``, for addresses.
-            kwargs: As for ``Runner.load_checkpoint``, for addresses.
+            filename: Path of the checkpoint, or its http(s) address.
+            args: Not used.
+            kwargs: Not used.
 
         Returns:
             dict: The checkpoint, on the CPU.
@@ -72,14 +114,11 @@ class StrictRunner(Runner):
             CheckpointError: If the file is missing, is no checkpoint, or does not fit the model.
             UserError: If a run is to go on from a file that holds weights only.
         """
-        if '://' in filename:
-            return super().load_checkpoint(filename, *args, **{**kwargs, 'strict': True})
         checkpoint = read_checkpoint(filename)
-        if self._resume and not {'meta', 'message_hub', 'optimizer'} <= set(checkpoint):
-            raise UserError(
-                f'{filename} holds weights but no training state, so --resume cannot go on from '
-                'it; start a new run from its backbone with --init-from'
-            )
+        if self._resume:
+            check_training_state(checkpoint, filename)
+            # Old versions of mmengine kept a config there, and resuming runs it.
+            checkpoint['meta'].pop('config', None)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model = self.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
@@ -112,9 +151,7 @@ class StrictRunner(Runner):
         partial = os.path.join(out_dir, temporary)
         try:
             super().save_checkpoint(out_dir, temporary, *args, **kwargs)
-            with open(partial, 'rb+') as file:
-                os.fsync(file.fileno())  # a full network disk may say so only here
-            os.replace(partial, path)
+            replace_durably(partial, path)
         except OSError as error:
             if os.path.lexists(partial):
                 os.remove(partial)

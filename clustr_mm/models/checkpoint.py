@@ -5,67 +5,70 @@ Whatever does not fit is a `CheckpointError` of one line, never a warning.
 
 from __future__ import annotations
 
-import importlib
+import hashlib
 import os
 import pickle
-import re
-import types
+import tarfile
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-# What torch.load and pickle raise for files that are cut short, are no checkpoints, or want code.
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ImportError,
-    TypeError,
-    OSError,
-)
+from clustr_mm.models.download import download
+from clustr_mm.models.restricted_pickle import WantsCodeError, restricted_pickle
+
+_CHECKSUM = 'sha256'  # of the tensors: safetensors' own format has none
+_trusted = False
 
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, unreadable, or does not fit the model."""
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a checkpoint file without running anything that it contains.
+def trust_checkpoints(trusted: bool) -> None:
+    """Says whether checkpoints may run code from now on (``--trust-checkpoint``).
 
     Args:
-        path: A file that torch.save, mmengine or safetensors wrote.
+        trusted: Whether a pickle that names more than plain data is loaded all the same.
+    """
+    global _trusted
+    _trusted = trusted
+
+
+def read_checkpoint(path: str | os.PathLike[str], structures: str = '') -> dict[str, Any]:
+    """Reads a checkpoint, verified, without running anything that it contains.
+
+    A torch file's CRCs are checked, which torch.load does not do, and a safetensors file's
+    checksum if it has one (those that this package writes do).
+
+    Args:
+        path: A file that torch.save, mmengine or safetensors wrote, or its http(s) address.
+        structures: A regular expression of the dotted names of further classes that may be in it;
+            they must be of plain data.
 
     Returns:
         The dict in the file, tensors on the CPU; of a safetensors file
         ``{'state_dict': tensors, 'meta': metadata}``.
 
     Raises:
-        CheckpointError: If the file is missing, or no such file.
+        CheckpointError: If the file is missing, damaged, no such file, or would run code.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise CheckpointError(f'checkpoint {path} does not exist; check the path')
+    source = str(path)
+    if '://' not in source:
+        return _read_file(Path(path).expanduser(), source, structures)
     try:
-        content = _read_safetensors(path) if path.suffix == '.safetensors' else _read_torch(path)
-    except _UNREADABLE as error:
-        reason = _first_line(error)
-        raise CheckpointError(
-            f'{path} is not a checkpoint that can be read ({reason}); give a whole file that '
-            'torch.save, mmengine or safetensors wrote'
-        ) from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f'{path} holds a {type(content).__name__}; give a file that holds a state dict'
-        )
-    return dict(content)
+        file = download(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f'{source} cannot be fetched ({_first_line(error)})') from error
+    try:
+        return _read_file(file, source, structures)
+    except CheckpointError:
+        file.unlink(missing_ok=True)  # a download cut short would be found again next time
+        raise
 
 
 def state_dict_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -130,17 +133,14 @@ def load_pretrained(module: nn.Module, init_cfg: Mapping[str, Any]) -> None:
 
     Args:
         module: Where to load.
-        init_cfg: ``checkpoint``, a path or an address that mmengine knows, and optionally
-            ``prefix``, which the keys to be loaded begin with.
+        init_cfg: ``checkpoint``, a path or an http(s) address, and optionally ``prefix``, which
+            the keys to be loaded begin with.
 
     Raises:
         CheckpointError: If the checkpoint cannot be read or does not fit.
     """
     source = str(init_cfg['checkpoint'])
-    if re.match(r'[\w-]+://', source):
-        content = CheckpointLoader.load_checkpoint(source, map_location='cpu')
-    else:
-        content = read_checkpoint(source)
+    content = read_checkpoint(source)
     state_dict = state_dict_of(content, source)
     if prefix := init_cfg.get('prefix'):
         prefix = prefix.rstrip('.') + '.'
@@ -154,12 +154,17 @@ def load_pretrained(module: nn.Module, init_cfg: Mapping[str, Any]) -> None:
     load_strictly(module, state_dict, source)
 
 
-def save_checkpoint(state_dict: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+def save_checkpoint(
+    state_dict: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes a state dict, as safetensors where the name ends so, whole or not at all.
 
     Args:
         state_dict: Tensors by key.
         path: Where to write; an existing file is replaced at the end.
+        metadata: What to say about them, beside the checksum; ``meta`` of a .pth file.
 
     Raises:
         CheckpointError: If it cannot be written.
@@ -168,10 +173,10 @@ def save_checkpoint(state_dict: Mapping[str, Tensor], path: str | os.PathLike[st
     part = path.with_name(f'{path.name}.part')
     try:
         if path.suffix == '.safetensors':
-            _write_safetensors(state_dict, part)
+            _write_safetensors(state_dict, part, metadata or {})
         else:
-            torch.save({'state_dict': dict(state_dict)}, part)
-        os.replace(part, path)
+            torch.save({'state_dict': dict(state_dict), 'meta': dict(metadata or {})}, part)
+        replace_durably(part, path)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError when a disk is full
         part.unlink(missing_ok=True)
         raise CheckpointError(
@@ -180,86 +185,113 @@ def save_checkpoint(state_dict: Mapping[str, Tensor], path: str | os.PathLike[st
         ) from error
 
 
+def replace_durably(part: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Gives a file that was written under a temporary name its own, on disk, at once.
+
+    Args:
+        part: The temporary name, on the same file system.
+        path: The name; a file of that name is replaced.
+
+    Raises:
+        OSError: If the file system refuses; a full network disk may say so only here.
+    """
+    with open(part, 'rb+') as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    # The new name itself is in the folder, which is another thing to write.
+    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _read_file(path: Path, source: str, structures: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f'checkpoint {source} does not exist; check the path')
+    try:
+        content = (
+            _read_safetensors(path)
+            if path.suffix == '.safetensors'
+            else _read_torch(path, structures)
+        )
+    except CheckpointError:
+        raise
+    except WantsCodeError as error:
+        raise CheckpointError(
+            f'{source} is a pickle that wants to run {error}, and was not loaded; if you trust '
+            'whoever made it, --trust-checkpoint loads it'
+        ) from error
+    except Exception as error:  # there is no end to what a damaged file can make a parser raise
+        raise CheckpointError(
+            f'{source} is not a checkpoint that can be read ({_first_line(error)}); give a whole '
+            'file that torch.save, mmengine or safetensors wrote'
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f'{source} holds a {type(content).__name__}; give a file that holds a state dict'
+        )
+    return dict(content)
+
+
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
     except ImportError as error:
         raise CheckpointError(
             f'{path} needs the package safetensors; pip install safetensors'
         ) from error
-    try:
-        with safe_open(path, framework='pt', device='cpu') as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return {'state_dict': tensors, 'meta': dict(file.metadata() or {})}
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
+    with safe_open(path, framework='pt', device='cpu') as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        meta = dict(file.metadata() or {})
+    if _CHECKSUM in meta and meta[_CHECKSUM] != _checksum(tensors):
+        raise ValueError('its tensors do not fit its checksum: it is damaged')
+    return {'state_dict': tensors, 'meta': meta}
 
 
-def _write_safetensors(state_dict: Mapping[str, Tensor], path: Path) -> None:
+def _write_safetensors(
+    state_dict: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]
+) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {key: value.contiguous() for key, value in state_dict.items()}
     try:
-        save_file(tensors, path, metadata={'format': 'pt'})
+        own = {'format': 'pt', _CHECKSUM: _checksum(tensors)}
+        save_file(tensors, path, metadata={**metadata, **own})
     except SafetensorError as error:
         raise OSError(str(error)) from error
 
 
-def _read_torch(path: Path) -> Any:
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, dtypes, shapes and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        value = tensors[key].detach().cpu().contiguous()
+        digest.update(f'{key} {value.dtype} {tuple(value.shape)}\n'.encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_torch(path: Path, structures: str) -> Any:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if (record := archive.testzip()) is not None:
+                raise ValueError(f'its record {record} does not fit its CRC: it is damaged')
+    elif tarfile.is_tarfile(path):
+        # torch before 2.6 unpickles what is in one, whatever weights_only says (CVE-2025-32434).
+        raise ValueError('a tar file, which torch wrote before its version 0.1.10')
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError:
-        # mmengine's training checkpoints hold the run's history besides tensors.
-        return torch.load(
-            path, map_location='cpu', weights_only=False, pickle_module=_restricted_pickle
-        )
-
-
-def _history_method(owner: Any, name: str) -> Any:
-    """``getattr`` for what a pickled history needs, and for nothing else."""
-    if owner is not HistoryBuffer or name.startswith('_'):
-        raise pickle.UnpicklingError(f'it wants getattr({owner!r}, {name!r})')
-    return getattr(owner, name)
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    """Knows tensors, arrays, and mmengine's history; refuses every other class and function."""
-
-    _ALLOWED = re.compile(
-        r'collections\.(OrderedDict|defaultdict)'
-        r'|torch\._utils\._rebuild_(tensor_v2|parameter|tensor)'
-        r'|torch\.(Size|device|dtype|Tensor|\w+Storage|float\d+|bfloat16|int\d+|uint8|bool)'
-        r'|torch\.storage\.\w+Storage'
-        r'|numpy\.(ndarray|dtype)'
-        r'|numpy\.(core|_core)\.multiarray\.(_reconstruct|scalar)'
-        r'|numpy\.dtypes\.\w+'
-        r'|_codecs\.encode'
-        r'|mmengine\.logging\.history_buffer\.HistoryBuffer'
-        r'|builtins\.(set|frozenset|slice|complex|bytearray)'
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in (('builtins', 'getattr'), ('__builtin__', 'getattr')):
-            return _history_method
-        if not self._ALLOWED.fullmatch(f'{module}.{name}'):
-            raise pickle.UnpicklingError(f'it wants {module}.{name}')
-        # numpy renamed its core; either version reads the other's files.
-        if module == 'numpy._core.multiarray' and not hasattr(
-            importlib.import_module('numpy'), '_core'
-        ):
-            module = 'numpy.core.multiarray'
-        return super().find_class(module, name)
-
-
-def _restricted_load(file: Any, **kwargs: Any) -> Any:
-    return _RestrictedUnpickler(file, **kwargs).load()
-
-
-# What torch.load wants of a pickle module.
-_restricted_pickle: Any = types.ModuleType('restricted_pickle')
-_restricted_pickle.Unpickler = _RestrictedUnpickler
-_restricted_pickle.load = _restricted_load
+        pass
+    try:  # a training checkpoint of mmengine, for example
+        known = restricted_pickle(structures)
+        return torch.load(path, map_location='cpu', weights_only=False, pickle_module=known)
+    except WantsCodeError:
+        if not _trusted:
+            raise
+    return torch.load(path, map_location='cpu', weights_only=False)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,180 @@
+"""Checkpoints of a run: kept until there is a newer one, and the newest whole one found."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS
+
+from clustr_mm.engine.errors import UserError
+from clustr_mm.models.checkpoint import CheckpointError, read_checkpoint, replace_durably
+
+# What a run goes on from; the best checkpoints hold no optimizer.
+_STEP = re.compile(r'(?!best_).*_\d+\.pth')
+_TRAINING_STATE = {'meta', 'message_hub', 'optimizer'}
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """mmengine's CheckpointHook, which removes an old checkpoint once the new one is there.
+
+    mmengine removes first: killed in between, a run with ``max_keep_ckpts=1`` has none left, and
+    any run loses its best. ``last_checkpoint`` is replaced whole, too. Arguments are
+    CheckpointHook's.
+    """
+
+    file_backend: Any
+
+    def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:
+        outdated = []
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                outdated.append(self.filename_tmpl.format(self.keep_ckpt_ids.popleft()))
+            self.keep_ckpt_ids.append(step)
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if not is_main_process():
+            return
+        note = os.path.join(runner.work_dir, 'last_checkpoint')
+        with open(f'{note}.part', 'w') as file:
+            file.write(str(self.last_ckpt))
+        replace_durably(f'{note}.part', note)
+        for each in outdated:
+            _remove(self.file_backend, self.file_backend.join_path(self.out_dir, each))
+
+    def _save_best_checkpoint(self, runner: Any, metrics: Mapping[str, float]) -> None:
+        backend, self.file_backend = self.file_backend, _RemovesLater(self.file_backend)
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+        finally:
+            outdated, self.file_backend = self.file_backend.outdated, backend
+        best = {
+            runner.message_hub.get_info(key)
+            for key in runner.message_hub.runtime_info
+            if key.startswith('best_ckpt')
+        }
+        for each in outdated - best:  # the same name again is the new best
+            _remove(backend, each)
+
+
+class _RemovesLater:
+    """A file backend that only notes what it is to remove."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.outdated: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+    def remove(self, path: str) -> None:
+        self.outdated.add(path)
+
+    rmtree = remove
+
+
+def newest_checkpoint(folder: str) -> str | None:
+    """Finds the newest whole checkpoint that a run in a folder can go on from.
+
+    Every file is read and verified, the newest first. One that is damaged is named in a line of
+    the log, and the one before it is taken. The first process looks, the others are told.
+
+    Args:
+        folder: The run's work folder.
+
+    Returns:
+        Its path; None where nothing was saved yet.
+
+    Raises:
+        UserError: If there are checkpoints and none is whole.
+    """
+    answer: list[Any] = [None]
+    if is_main_process():
+        try:
+            answer = [_find_newest(Path(folder))]
+        except UserError as error:
+            answer = [error]
+    broadcast_object_list(answer)
+    if isinstance(answer[0], UserError):
+        raise answer[0]
+    return answer[0]
+
+
+def check_training_state(checkpoint: Mapping[str, Any], source: str) -> None:
+    """Sees that a run can go on from a checkpoint.
+
+    Args:
+        checkpoint: What was read.
+        source: Where from, for the error.
+
+    Raises:
+        UserError: If it holds weights only.
+    """
+    meta = checkpoint.get('meta')
+    if not (
+        set(checkpoint) >= _TRAINING_STATE
+        and isinstance(meta, Mapping)
+        and isinstance(meta.get('epoch'), int)
+        and isinstance(meta.get('iter'), int)
+    ):
+        raise UserError(
+            f'{source} holds weights but no training state, so --resume cannot go on from it; '
+            'start a new run from its backbone with --init-from'
+        )
+
+
+def _find_newest(folder: Path) -> str | None:
+    note = folder / 'last_checkpoint'
+    folders, noted = {folder}, None
+    if note.is_file() and (text := note.read_text(errors='replace').strip()):
+        noted = Path(text)
+        folders.add(noted.parent)
+    found = {
+        path
+        for each in folders
+        if each.is_dir()
+        for path in each.iterdir()
+        if path.is_file() and (_STEP.fullmatch(path.name) or path == noted)
+    }
+    faults = []
+    # By time, for a folder can hold a longer run's older checkpoints.
+    for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            check_training_state(read_checkpoint(path), str(path))
+            return str(path)
+        except (CheckpointError, UserError) as error:
+            print_log(f'passed over: {error}', logger='current', level=30)  # WARNING
+            faults.append(path.name)
+    if faults or noted is not None:
+        what = f'{", ".join(faults)} cannot be used' if faults else f'{noted} is not there'
+        raise UserError(
+            f'--resume finds no whole checkpoint in {folder}: {what}; give one by --resume CKPT, '
+            'or start anew in another --work-dir'
+        )
+    return None
+
+
+def _remove(backend: Any, path: str) -> None:
+    """Removes a checkpoint: a file, or a folder such as DeepSpeed writes."""
+    if backend.isfile(path):
+        backend.remove(path)
+    elif backend.isdir(path):
+        backend.rmtree(path)
