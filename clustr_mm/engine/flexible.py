@@ -8,11 +8,13 @@ from typing import Any
 from mmengine.device import get_device
 from mmengine.dist import barrier, is_main_process
 from mmengine.registry import RUNNERS
-from mmengine.runner import FlexibleRunner
+from mmengine.runner import FlexibleRunner, find_latest_checkpoint
 
 from clustr_mm.engine import fsdp  # noqa: F401 - it registers
+from clustr_mm.engine.checkpoints import newest_checkpoint
 from clustr_mm.engine.devices import start_cpu_processes
 from clustr_mm.engine.errors import UserError
+from clustr_mm.models.checkpoint import replace_durably
 
 
 @RUNNERS.register_module()
@@ -21,6 +23,10 @@ class StrictFlexibleRunner(FlexibleRunner):
 
     Strict loading is the strategy's: see :class:`clustr_mm.engine.fsdp.StrictFSDPStrategy`.
     """
+
+    _resume: bool
+    _load_from: str | None
+    _has_loaded: bool
 
     def build_strategy(self, strategy: Any, launcher: str, **kwargs: Any) -> Any:
         """Builds the strategy, in a group of processes that has been started.
@@ -47,6 +53,24 @@ class StrictFlexibleRunner(FlexibleRunner):
         if launcher != 'none' and get_device() == 'cpu':
             start_cpu_processes(launcher)
         return super().build_strategy(strategy, launcher=launcher, **kwargs)
+
+    def load_or_resume(self) -> None:
+        """Loads or goes on from what the config names.
+
+        Raises:
+            UserError: If a run is to go on and none of its checkpoints is whole.
+        """
+        if self._resume and self._load_from is None and not self._has_loaded:
+            find = find_latest_checkpoint if self._saves_folders() else newest_checkpoint
+            self._load_from = find(self.work_dir)
+            if self._load_from is None:
+                self._resume = False
+                self.logger.info(f'No checkpoint in {self.work_dir} yet: the run starts.')
+        super().load_or_resume()
+
+    def _saves_folders(self) -> bool:
+        """Whether the processes write a checkpoint together, and what is in it only they know."""
+        return 'DeepSpeed' in type(self.strategy).__name__
 
     def save_checkpoint(
         self,
@@ -98,9 +122,11 @@ class StrictFlexibleRunner(FlexibleRunner):
             )
             barrier()
             if is_main_process():
-                if os.path.isdir(path):  # no folder can be renamed onto another
-                    shutil.rmtree(path)
-                os.replace(partial, path)
+                if os.path.isdir(partial):
+                    shutil.rmtree(path, ignore_errors=True)  # no folder replaces another
+                    os.replace(partial, path)
+                else:
+                    replace_durably(partial, path)
         except OSError as error:
             raise UserError(
                 f'cannot write checkpoint {path}: {error.strerror}; make room or choose another '

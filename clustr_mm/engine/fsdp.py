@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
+from clustr_mm.engine.checkpoints import check_training_state
 from clustr_mm.engine.devices import replace_sync_batchnorm
-from clustr_mm.engine.errors import UserError
 from clustr_mm.models.checkpoint import CheckpointError, read_checkpoint, state_dict_of
 from clustr_mm.models.clustr import Stage
 
@@ -141,22 +141,27 @@ class StrictFSDPStrategy(FSDPStrategy):
         self.logger.info(f'Load checkpoint from {os.path.abspath(filename)}')
         return {key: value for key, value in checkpoint.items() if key != 'state_dict'}
 
-    def resume(self, filename: str, **kwargs: Any) -> dict:
+    def resume(self, filename: str, *, callback: Any = None, **kwargs: Any) -> dict:
         """Goes on from a checkpoint.
 
         Args:
             filename: Path of the checkpoint.
+            callback: Called with the checkpoint before it is used.
             kwargs: As for ``FSDPStrategy.resume``.
 
         Returns:
             dict: The checkpoint without what has been used.
 
         Raises:
+            CheckpointError: If it cannot be read, or does not fit the model.
             UserError: If it holds weights only.
         """
-        if not {'meta', 'message_hub', 'optimizer'} <= set(read_checkpoint(filename)):
-            raise UserError(
-                f'{filename} holds weights but no training state, so --resume cannot go on from '
-                'it; start a new run from its backbone with --init-from'
-            )
-        return super().resume(filename, **kwargs)
+
+        def check(checkpoint: dict) -> None:
+            check_training_state(checkpoint, filename)
+            # Old versions of mmengine kept a config there, and resuming runs it.
+            checkpoint['meta'].pop('config', None)
+            if callback is not None:
+                callback(checkpoint)
+
+        return super().resume(filename, callback=check, **kwargs)
