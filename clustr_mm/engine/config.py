@@ -38,7 +38,7 @@ def load_config(path: str) -> Config:
         UserError: If there is no such file (with the nearest names), or it cannot be read.
     """
     if not os.path.isfile(path):
-        raise UserError(f'config {path} does not exist{_near_files(Path(path))}')
+        raise UserError(f'config {path} does not exist{near_files(Path(path))}')
     try:
         return Config.fromfile(path)
     except Exception as error:
@@ -243,6 +243,25 @@ def use_tta(cfg: Config) -> None:
     cfg.model = {**cfg.tta_model, 'module': cfg.model}
 
 
+def near_files(path: Path) -> str:
+    """Says which configs have a name close to a mistyped one's.
+
+    Args:
+        path: The path that does not exist.
+
+    Returns:
+        str: As :func:`clustr_mm.engine.errors.near`.
+    """
+    folder = path.parent
+    files: Iterable[Path] = folder.glob('*.py')
+    if not folder.is_dir():
+        # A mistyped folder: look through all configs beside it, but not through a whole disk.
+        above = [each for each in folder.parents if (each / 'configs').is_dir()]
+        files = (above[0] / 'configs').rglob('*.py') if above else ()
+    known = {file.name: str(file) for file in files}
+    return near(path.name, known, known)
+
+
 def _replace_prefix(node: Any, old: str, new: str) -> Any:
     """Replaces a leading folder in every string below a node."""
     if isinstance(node, dict):
@@ -263,18 +282,6 @@ def _nodes(node: Any) -> Iterator[dict]:
     if isinstance(node, dict | list | tuple):
         for value in node.values() if isinstance(node, dict) else node:
             yield from _nodes(value)
-
-
-def _near_files(path: Path) -> str:
-    """Says which configs have a name close to a mistyped one's."""
-    folder = path.parent
-    files: Iterable[Path] = folder.glob('*.py')
-    if not folder.is_dir():
-        # A mistyped folder: look through all configs beside it, but not through a whole disk.
-        above = [each for each in folder.parents if (each / 'configs').is_dir()]
-        files = (above[0] / 'configs').rglob('*.py') if above else ()
-    known = {file.name: str(file) for file in files}
-    return near(path.name, known, known)
 
 
 def _drop_missing_tensorboard(cfg: Config) -> None:

@@ -1,12 +1,22 @@
 """Which device a run takes, and several processes where there is no GPU."""
 
+import ctypes
+import logging
 import os
+import signal
+import sys
 
 import torch
 from mmengine.device import get_device
 from mmengine.device import utils as mmengine_device
+from mmengine.model import revert_sync_batchnorm
+from torch import nn
 
 from clustr_mm.engine.errors import UserError
+
+# In the environment of processes that tools/dist_*.sh started: the process to end with.
+LAUNCHER_PID = 'CLUSTR_LAUNCHER_PID'
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 
 # Rank, world size and local rank, as each launcher says them.
 _LAUNCHER_VARIABLES = {
@@ -67,3 +77,40 @@ def start_cpu_processes(launcher: str) -> None:
     os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
     os.environ.setdefault('MASTER_PORT', '29500')
     torch.distributed.init_process_group('gloo')
+
+
+def replace_sync_batchnorm(model: nn.Module, logger: logging.Logger) -> nn.Module:
+    """Puts plain BN in the place of SyncBN, which no CPU can run, and says so.
+
+    Args:
+        model: The model of one process among several.
+        logger: Where to say it.
+
+    Returns:
+        nn.Module: The model without SyncBN.
+    """
+    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        logger.warning(
+            'SyncBN runs on GPUs only: on this CPU it is plain BN, and each process normalises by '
+            'its own share of the batch.'
+        )
+    return revert_sync_batchnorm(model)
+
+
+def end_with_launcher() -> None:
+    """Asks the system to kill this process when the launcher that started it is no more.
+
+    torchrun ends its processes itself, unless it is killed outright; they would train on, hold
+    their GPUs, and write into the work folder of the run that takes their place.
+    """
+    launcher = os.environ.get(LAUNCHER_PID)
+    if launcher is None or not sys.platform.startswith('linux'):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(launcher):  # it died before the request
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def was_restarted() -> bool:
+    """Whether torchrun started this process again after a failure."""
+    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
@@ -81,6 +82,8 @@ def run_tool(main: Callable[[Sequence[str] | None], object]) -> int:
     """
     # With a full disk every log line would print a traceback of the logging module.
     logging.raiseExceptions = False
+    # What goes wrong before the processes have met goes wrong in each of them.
+    one_of_many = os.environ.get('LOCAL_RANK', '0') != '0'
     try:
         main(None)
     except KeyboardInterrupt:
@@ -88,6 +91,8 @@ def run_tool(main: Callable[[Sequence[str] | None], object]) -> int:
         return 130
     except Exception as error:
         line = explain(error)
+        if one_of_many and line is not None and not torch.distributed.is_initialized():
+            return 1
         if line is None or os.environ.get('CLUSTR_DEBUG'):
             traceback.print_exc()
         if line is not None:
@@ -139,6 +144,10 @@ def _explain_one(error: BaseException, cfg: Config | None) -> str | None:
         return f'{error.strerror}: {error.filename or "writing to the work folder"}'
     if isinstance(error, AssertionError) and text and _raised_in(error, _DATASET_CODE):
         return text
+    if 'gloo/transport' in text:
+        return (
+            'lost the connection to another process of this run; the one that ended first says why'
+        )
     if 'Expected more than 1 value per channel' in text:
         return (
             'batch normalisation needs more than one value a channel, and this batch is too small '

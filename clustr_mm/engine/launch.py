@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
+from mmengine.runner import find_latest_checkpoint
 
 from clustr_mm.engine import config, pictures, predictions  # noqa: F401 - they register
-from clustr_mm.engine.devices import choose_device
+from clustr_mm.engine.devices import choose_device, end_with_launcher, was_restarted
 from clustr_mm.engine.errors import UserError, explained
+from clustr_mm.engine.flexible import StrictFlexibleRunner
 from clustr_mm.engine.loading import use_safe_loading
 from clustr_mm.engine.numerics import guard_numerics
 from clustr_mm.engine.options import parse_test, parse_train
@@ -33,7 +36,10 @@ def train(arguments: Sequence[str] | None = None) -> Any:
     with explained(cfg):
         config.guard_data(cfg, ('train', 'val'))
         make_resumable(cfg)
-        guard_numerics(cfg)
+        if cfg.get('strategy'):
+            print_log('numerics_guard: off, for no process sees a whole gradient with a strategy')
+        else:
+            guard_numerics(cfg)
         runner = build_runner(cfg)
         runner.train()
     return runner
@@ -53,6 +59,7 @@ def validate_untrained(arguments: Sequence[str] | None = None) -> dict[str, floa
     """
     cfg = _training_config(arguments)
     cfg.setdefault('default_hooks', {})['checkpoint'] = None  # it would keep this as the best
+    cfg.pop('strategy', None)
     with explained(cfg):
         config.guard_data(cfg, ('val',))
         runner = build_runner(cfg)
@@ -73,10 +80,12 @@ def test(arguments: Sequence[str] | None = None) -> dict[str, float]:
         UserError: If the user can mend what went wrong.
     """
     options = parse_test(arguments)
+    end_with_launcher()
     device = choose_device(options.device)
     cfg = config.configure(options)
     cfg.load_from = options.checkpoint
     cfg.resume = False
+    cfg.pop('strategy', None)  # a model that is not trained need not be shared out
     if not os.path.isfile(options.checkpoint):
         raise UserError(f'checkpoint {options.checkpoint} does not exist; check the path')
     if options.amp:
@@ -97,7 +106,10 @@ def test(arguments: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def build_runner(cfg: Config) -> Any:
-    """Builds the runner that a config names, by default :class:`StrictRunner`.
+    """Builds the runner that a config names.
+
+    Without a ``runner_type`` that is :class:`StrictFlexibleRunner` where the config has a
+    ``strategy`` (FSDP, DeepSpeed), and :class:`StrictRunner` elsewhere.
 
     Args:
         cfg: A whole config.
@@ -108,14 +120,17 @@ def build_runner(cfg: Config) -> Any:
     use_safe_loading()
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
-    return StrictRunner.from_cfg(cfg)
+    return (StrictFlexibleRunner if cfg.get('strategy') else StrictRunner).from_cfg(cfg)
 
 
 def _training_config(arguments: Sequence[str] | None) -> Config:
     """Reads train.py's command line and the config that it names."""
     options = parse_train(arguments)
+    end_with_launcher()
     device = choose_device(options.device)
     cfg = config.configure(options)
+    if was_restarted() and find_latest_checkpoint(cfg.work_dir):
+        options.resume = 'auto'  # also where the run began from another checkpoint
     if options.amp:
         config.use_amp(cfg, device)
     if options.auto_scale_lr:

@@ -10,13 +10,13 @@ from typing import Any
 from mmengine.device import get_device
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend
-from mmengine.model import BaseTTAModel, is_model_wrapper, revert_sync_batchnorm
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
 from clustr_mm.engine.checkpoints import check_training_state, newest_checkpoint
-from clustr_mm.engine.devices import start_cpu_processes
+from clustr_mm.engine.devices import replace_sync_batchnorm, start_cpu_processes
 from clustr_mm.engine.errors import UserError
 from clustr_mm.models.checkpoint import (
     CheckpointError,
@@ -44,12 +44,7 @@ class StrictRunner(Runner):
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wraps the model; on a CPU without device ids and without SyncBN, which needs a GPU."""
         if self.distributed and get_device() == 'cpu':
-            if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
-                self.logger.warning(
-                    'SyncBN runs on GPUs only: on this CPU it is plain BN, and each process '
-                    'normalises by its own share of the batch.'
-                )
-            model = revert_sync_batchnorm(model)
+            model = replace_sync_batchnorm(model, self.logger)
             model_wrapper_cfg = {
                 'type': 'MMDistributedDataParallel',
                 'broadcast_buffers': False,

@@ -1,0 +1,134 @@
+"""The runner of configs with a ``strategy``: FSDP and DeepSpeed."""
+
+import os
+import shutil
+from importlib.util import find_spec
+from typing import Any
+
+from mmengine.device import get_device
+from mmengine.dist import barrier, is_main_process
+from mmengine.registry import RUNNERS
+from mmengine.runner import FlexibleRunner, find_latest_checkpoint
+
+from clustr_mm.engine import fsdp  # noqa: F401 - it registers
+from clustr_mm.engine.checkpoints import newest_checkpoint
+from clustr_mm.engine.devices import start_cpu_processes
+from clustr_mm.engine.errors import UserError
+from clustr_mm.models.checkpoint import replace_durably
+
+
+@RUNNERS.register_module()
+class StrictFlexibleRunner(FlexibleRunner):
+    """A FlexibleRunner that runs several processes on a CPU and never leaves half a checkpoint.
+
+    Strict loading is the strategy's: see :class:`clustr_mm.engine.fsdp.StrictFSDPStrategy`.
+    """
+
+    _resume: bool
+    _load_from: str | None
+    _has_loaded: bool
+
+    def build_strategy(self, strategy: Any, launcher: str, **kwargs: Any) -> Any:
+        """Builds the strategy, in a group of processes that has been started.
+
+        Args:
+            strategy: The config's strategy.
+            launcher: How the processes were started.
+            kwargs: As for ``FlexibleRunner.build_strategy``.
+
+        Returns:
+            BaseStrategy: The strategy.
+
+        Raises:
+            UserError: If there is one process only, or DeepSpeed is not installed.
+        """
+        kind = strategy['type'] if isinstance(strategy, dict) else type(strategy).__name__
+        if launcher == 'none' and 'SingleDevice' not in kind:
+            raise UserError(
+                f'strategy {kind} shares a model out among processes; start several with '
+                'tools/dist_train.sh CONFIG GPUS'
+            )
+        if 'DeepSpeed' in kind and find_spec('deepspeed') is None:
+            raise UserError(f'strategy {kind} needs the package deepspeed; pip install deepspeed')
+        if launcher != 'none' and get_device() == 'cpu':
+            start_cpu_processes(launcher)
+        return super().build_strategy(strategy, launcher=launcher, **kwargs)
+
+    def load_or_resume(self) -> None:
+        """Loads or goes on from what the config names.
+
+        Raises:
+            UserError: If a run is to go on and none of its checkpoints is whole.
+        """
+        if self._resume and self._load_from is None and not self._has_loaded:
+            find = find_latest_checkpoint if self._saves_folders() else newest_checkpoint
+            self._load_from = find(self.work_dir)
+            if self._load_from is None:
+                self._resume = False
+                self.logger.info(f'No checkpoint in {self.work_dir} yet: the run starts.')
+        super().load_or_resume()
+
+    def _saves_folders(self) -> bool:
+        """Whether the processes write a checkpoint together, and what is in it only they know."""
+        return 'DeepSpeed' in type(self.strategy).__name__
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        *_: Any,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = True,
+        **__: Any,
+    ) -> None:
+        """Saves a checkpoint under a temporary name, then renames it.
+
+        Every process calls this: a strategy gathers its shares, or writes a folder together. The
+        epoch and iteration are those of ``meta``, as with a Runner; mmengine's FlexibleRunner
+        counts one too many when it saves after a validation.
+
+        Args:
+            out_dir: The folder.
+            filename: The checkpoint's name in it.
+            save_optimizer: Whether to save the optimizer's state.
+            save_param_scheduler: Whether to save the schedules' state.
+            meta: More to save beside the weights, ``epoch`` and ``iter`` among it.
+            by_epoch: Whether an epoch, not an iteration, has just been done.
+
+        Raises:
+            UserError: If the file system refuses it.
+        """
+        done = dict(epoch=self.epoch + by_epoch, iter=self.iter + (not by_epoch))
+        meta = {
+            **done,
+            **(meta or {}),
+            'cfg': self.cfg.pretty_text,
+            'experiment_name': self.experiment_name,
+            'dataset_meta': getattr(self.train_dataloader.dataset, 'metainfo', None),
+        }
+        path = os.path.join(out_dir, filename)
+        partial = f'{path}.part'
+        try:
+            self.strategy.save_checkpoint(
+                filename=partial,
+                save_optimizer=save_optimizer,
+                save_param_scheduler=save_param_scheduler,
+                extra_ckpt=dict(meta=meta, message_hub=self.message_hub.state_dict()),
+                callback=lambda content: self.call_hook(
+                    'before_save_checkpoint', checkpoint=content
+                ),
+            )
+            barrier()
+            if is_main_process():
+                if os.path.isdir(partial):
+                    shutil.rmtree(path, ignore_errors=True)  # no folder replaces another
+                    os.replace(partial, path)
+                else:
+                    replace_durably(partial, path)
+        except OSError as error:
+            raise UserError(
+                f'cannot write checkpoint {path}: {error.strerror}; make room or choose another '
+                '--work-dir'
+            ) from error
