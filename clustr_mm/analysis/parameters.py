@@ -51,7 +51,7 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_build() -> Iterator[None]:
     """Keeps what the libraries log while they build a model out of the output."""
     logger = MMLogger.get_current_instance()
     level = logger.level
@@ -77,7 +77,7 @@ def count_parameters(cfg: Config) -> Parameters:
     if 'backbone' not in (cfg.get('model') or {}):
         raise UserError(f'config {cfg.filename} has no model with a backbone; give one that has')
     scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
-    with scope, _quiet(), _EmptyOnMeta():
+    with scope, quiet_build(), _EmptyOnMeta():
         model = MODELS.build(cfg.model)
     total, backbone, neck = (
         sum(parameter.numel() for parameter in part.parameters()) if part is not None else 0

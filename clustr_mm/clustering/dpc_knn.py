@@ -32,7 +32,8 @@ def dpc_knn(
 ) -> Tensor | tuple[Tensor, ...]:
     """Clusters the tokens of every image by density peaks (DPC-KNN), without gradient or noise.
 
-    The definition is in ``reference.py``. Half precision is computed in float32.
+    The definition is in ``reference.py``. Half precision is computed in float32, or by ``'triton'``
+    as it is.
 
     Args:
         x: Tokens, (B, N, C), of a floating dtype.
@@ -41,9 +42,9 @@ def dpc_knn(
         k: Neighbours of the density estimate, the token itself included; at least 1. N where
             there are fewer tokens.
         backend: ``'reference'`` (the definition, O(N^2) memory), ``'tiled'`` (exact, O(N) memory,
-            any device), ``'native'`` (exact, O(N) memory, compiled, float32 on a CPU), or None for
-            the faster of these two. ``'triton'`` (exact on rounded operands, O(N) memory, on a
-            GPU) must be asked for: it has been checked in Triton's interpreter only.
+            any device), ``'native'`` (exact, O(N) memory, compiled, float32 on a CPU),
+            ``'triton'`` (exact on operands of 22 bits, O(N) memory, on a GPU), or None for
+            ``'triton'`` or ``'native'`` where they can run and ``'tiled'`` elsewhere.
 
     Returns:
         The cluster of every token, (B, N) int64 from 0 to M - 1: the rank of its centre by score.
@@ -57,14 +58,20 @@ def dpc_knn(
     _check(x, counts, k)
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f'backend is {backend!r}; use None or one of {sorted(BACKENDS)}')
+    k = min(k, x.shape[1])
     # Autocast would round the distances to half precision.
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        precise = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-        if backend == 'triton' and (reason := can_run_triton(precise, min(k, x.shape[1]))):
+        x = x.detach()
+        if backend == 'triton' and (reason := can_run_triton(x, k)):
             raise ValueError(f"backend 'triton' cannot run: {reason}")
+        # On a CPU the kernels are interpreted, for tests: only by name.
+        if backend is None and x.is_cuda and can_run_triton(x, k) is None:
+            backend = 'triton'
+        if backend != 'triton':  # its first kernel converts on the way
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
         if backend is None:
-            backend = 'native' if can_run_native(precise) is None else 'tiled'
-        labels = BACKENDS[backend](precise, counts, min(k, x.shape[1]))
+            backend = 'native' if can_run_native(x) is None else 'tiled'
+        labels = BACKENDS[backend](x, counts, k)
     return tuple(labels) if isinstance(num_clusters, Sequence) else labels[0]
 
 

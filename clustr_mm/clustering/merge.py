@@ -7,13 +7,18 @@ both divided by exp(max l), the maximum taken over the cluster, and everything i
 
     c_m = sum e^(l_i - max) x_i / (sum e^(l_i - max) + eps e^(-max))
 
-(Xie et al., arXiv 2208.13138, section 3; the eps is the published network's.)
+(Xie et al., arXiv 2208.13138, section 3; the eps is the published network's.) On a GPU the Triton
+kernels do the same.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from clustr_mm.clustering.triton_backend import can_run_triton, merge_triton
 
 _EPS = 1e-6
 
@@ -23,8 +28,8 @@ def merge_tokens(
 ) -> Tensor:
     """Weighted mean of the tokens of every cluster.
 
-    Gradients flow through ``x`` and ``weight_logits``, never through the assignment. The result is
-    deterministic.
+    Gradients flow through ``x`` and ``weight_logits``, never through the assignment; on a GPU once,
+    not twice. The result is deterministic.
 
     Args:
         x: Tokens, (B, N, C), any floating dtype.
@@ -57,6 +62,8 @@ def merge_tokens(
             f'assignment has shape {tuple(assignment.shape)}; tokens of shape {tuple(x.shape)} '
             f'need ({batch}, {tokens})'
         )
+    if x.is_cuda and can_run_triton(x) is None:
+        return merge_triton(x, assignment, num_clusters, weight_logits)
     with torch.autocast(x.device.type, enabled=False):
         precise = torch.promote_types(x.dtype, torch.float32)
         logits = weight_logits.to(precise)
@@ -89,7 +96,7 @@ def merge_single_tokens(x: Tensor, weight_logits: Tensor) -> Tensor:
     """
     precise = torch.promote_types(x.dtype, torch.float32)
     # e^l / (e^l + eps) is the logistic function of l - log(eps).
-    share = torch.sigmoid(weight_logits.to(precise) - torch.tensor(_EPS, dtype=precise).log())
+    share = torch.sigmoid(weight_logits.to(precise) - math.log(_EPS))
     return (x * share[..., None]).to(x.dtype)
 
 

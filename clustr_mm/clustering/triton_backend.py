@@ -289,12 +289,13 @@ def prepare(x: Tensor, precision: Precision) -> PreparedTokens:
     return tokens
 
 
-def density(tokens: PreparedTokens, k: int) -> Tensor:
+def density(tokens: PreparedTokens, k: int, tile: Tile | None = None) -> Tensor:
     """K1: log-density.
 
     Args:
         tokens: B images of N tokens.
         k: Neighbours, the token itself included.
+        tile: Shape of the tiles; None to choose one.
 
     Returns:
         r, (B, N') float32; -inf for padding.
@@ -305,7 +306,7 @@ def density(tokens: PreparedTokens, k: int) -> Tensor:
     if k == 1:  # the token itself is the only neighbour
         r.zero_()[:, tokens.tokens :] = -torch.inf
         return r
-    tile = choose_tile(tokens, values=k)
+    tile = tile or choose_tile(tokens, values=k)
     batch, padded, width = tokens.keys.shape
     density_kernel[(batch * (padded // tile.rows),)](
         tokens.keys,
@@ -328,12 +329,13 @@ def density(tokens: PreparedTokens, k: int) -> Tensor:
     return r
 
 
-def score(tokens: PreparedTokens, r: Tensor) -> Tensor:
+def score(tokens: PreparedTokens, r: Tensor, tile: Tile | None = None) -> Tensor:
     """K2: score by the distance to the nearest denser token.
 
     Args:
         tokens: B images of N tokens.
         r: Log-density, (B, N').
+        tile: Shape of the tiles; None to choose one.
 
     Returns:
         Scores, (B, N') float32; -inf for padding.
@@ -344,7 +346,7 @@ def score(tokens: PreparedTokens, r: Tensor) -> Tensor:
     order = by_density.indices
     batch, padded, width = tokens.keys.shape
     result = torch.empty_like(r)
-    tile = choose_tile(tokens, values=2)
+    tile = tile or choose_tile(tokens, values=2)
     score_kernel[(batch * (padded // tile.rows),)](
         tokens.keys.gather(1, order[..., None].expand(-1, -1, width)),
         tokens.norm2.gather(1, order),
@@ -367,20 +369,23 @@ def score(tokens: PreparedTokens, r: Tensor) -> Tensor:
     return result
 
 
-def assign(tokens: PreparedTokens, order: Tensor, counts: Sequence[int]) -> Tensor:
+def assign(
+    tokens: PreparedTokens, order: Tensor, counts: Sequence[int], tile: Tile | None = None
+) -> Tensor:
     """K3: nearest centre of every token at every scale.
 
     Args:
         tokens: B images of N tokens.
         order: Token indices from the best centre to the worst, (B, N').
         counts: Ascending cluster counts, each from 1 to N - 1.
+        tile: Shape of the tiles; None to choose one.
 
     Returns:
         Rank of the nearest centre, (S, B, N) int64.
     """
     from clustr_mm.clustering.triton_kernels import assign_kernel
 
-    tile = choose_tile(tokens, values=3)
+    tile = tile or choose_tile(tokens, values=3)
     batch, padded, width = tokens.keys.shape
     labels = order.new_empty(len(counts), batch, tokens.tokens)
     assign_kernel[(batch * (padded // tile.rows),)](

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from clustr_mm.clustering.dpc_knn import dpc_knn
 
+# torch 2.1 has neither this function nor a trace that runs the code itself.
+_is_tracing = getattr(torch.compiler, 'is_compiling', lambda: False)
+
 
 @dataclass(frozen=True)
 class WindowGroup:
-    """Windows of one size with the same cluster counts.
+    """Windows of one height and width with the same cluster counts.
 
     Attributes:
         tokens: Index of every window's tokens in the map, (windows, n) int64.
@@ -35,7 +39,7 @@ class Windows:
     """A map split into windows.
 
     Attributes:
-        groups: The windows, grouped by size and cluster counts.
+        groups: The windows, grouped by height, width and cluster counts.
         num_clusters: For each scale the clusters of the whole image. A window has at least one, so
             this can be more than was asked for if the windows are tiny.
         num_tokens: Tokens of the map.
@@ -46,7 +50,6 @@ class Windows:
     num_tokens: int
 
 
-@lru_cache(maxsize=64)
 def split_map(
     height: int, width: int, window: int, num_clusters: tuple[int, ...], device: torch.device
 ) -> Windows:
@@ -62,31 +65,42 @@ def split_map(
     Returns:
         The windows. Shares are in proportion to the windows' tokens; remainders go to the first.
     """
-    row_parts = torch.arange(height).tensor_split(max(1, round(height / window)))
-    column_parts = torch.arange(width).tensor_split(max(1, round(width / window)))
+    # What a trace makes must not be kept: it is no tensor for others.
+    split = _split.__wrapped__ if _is_tracing() else _split
+    return split(height, width, window, num_clusters, device)
+
+
+@lru_cache(maxsize=64)
+def _split(
+    height: int, width: int, window: int, num_clusters: tuple[int, ...], device: torch.device
+) -> Windows:
+    # Made where it is used: a copy from the host would make the host wait.
+    grid = torch.arange(height * width, device=device).view(height, width)
     tokens = [
-        (rows[:, None] * width + columns).flatten()
-        for rows in row_parts
-        for columns in column_parts
-    ]
-    sizes = [len(t) for t in tokens]
+        window_tokens
+        for rows in grid.tensor_split(max(1, round(height / window)), dim=0)
+        for window_tokens in rows.tensor_split(max(1, round(width / window)), dim=1)
+    ]  # each (rows, columns)
+    sizes = [t.numel() for t in tokens]
     shares = [_shares(count, sizes) for count in num_clusters]  # [scale][window]
-    ends = [torch.tensor(share).cumsum(0).tolist() for share in shares]
+    ends = [list(accumulate(share)) for share in shares]
+    clusters = torch.arange(max(max(end) for end in ends), device=device)
 
     alike: dict[tuple[int, ...], list[int]] = {}
-    for i, size in enumerate(sizes):
-        alike.setdefault((size, *(share[i] for share in shares)), []).append(i)
+    for i, window_tokens in enumerate(tokens):
+        key = (*window_tokens.shape, *(share[i] for share in shares))
+        alike.setdefault(key, []).append(i)
 
     def clusters_of(members: list[int], scale: int) -> Tensor:
         if num_clusters[scale] == height * width:  # every token is a cluster, in token order
-            return torch.stack([tokens[i] for i in members])
+            return torch.stack([tokens[i] for i in members]).flatten(1)
         share, end = shares[scale], ends[scale]
-        return torch.stack([torch.arange(end[i] - share[i], end[i]) for i in members])
+        return torch.stack([clusters[end[i] - share[i] : end[i]] for i in members])
 
     groups = tuple(
         WindowGroup(
-            torch.stack([tokens[i] for i in members]).to(device),
-            tuple(clusters_of(members, s).to(device) for s in range(len(num_clusters))),
+            torch.stack([tokens[i] for i in members]).flatten(1),
+            tuple(clusters_of(members, s) for s in range(len(num_clusters))),
         )
         for members in alike.values()
     )

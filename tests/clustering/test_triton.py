@@ -8,11 +8,17 @@ import functools
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from clustr_mm import ClusTR
+from clustr_mm.clustering import dpc_knn
 from clustr_mm.clustering import triton_backend as backend
 
 triton = pytest.importorskip('triton', minversion='3.3')
@@ -113,6 +119,80 @@ def test_what_cannot_run_says_why(monkeypatch):
     assert 'install triton 3.3' in backend.can_run_triton(x)
     monkeypatch.delattr(torch.library, 'custom_op')
     assert 'use torch 2.4 or newer' in backend.can_run_triton(x)
+
+
+def test_asking_for_what_cannot_run_says_why(monkeypatch):
+    monkeypatch.setenv('TRITON_INTERPRET', '0')
+    with pytest.raises(ValueError, match="backend 'triton' cannot run: x is on cpu; the kernels"):
+        dpc_knn(torch.zeros(1, 10, 4), 3, backend='triton')
+
+
+class Calls(TorchDispatchMode):
+    """Notes the operators that run, and those that move values between host and device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.crossing: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.names.append(str(function))
+        tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)]
+        if len({t.device.type for t in tensors}) > 1:
+            self.crossing.append(str(function))
+        return result
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """Tensors that say they are on a GPU and hold no values: reading one is an error."""
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (9, 0))
+    monkeypatch.setenv('TRITON_INTERPRET', '0')
+    with FakeTensorMode(allow_non_fake_inputs=True), Calls() as calls:
+        yield calls
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU: triton_checks.py asks it')
+@pytest.mark.parametrize('options', [dict(), dict(cluster_window=8)])
+def test_a_gpu_clusters_and_merges_with_the_kernels_and_the_host_never_waits(
+    pretended_gpu, options
+):
+    model = ClusTR(arch='tiny', **options)
+    weights = {
+        name: torch.empty(value.shape, device='cuda') for name, value in model.state_dict().items()
+    }
+    pretended_gpu.names.clear()
+    images = torch.empty(2, 3, 96, 120, device='cuda')
+    maps = torch.func.functional_call(model, weights, (images,))
+    assert [m.shape[1:] for m in maps] == [(64, 24, 30), (128, 12, 15), (256, 6, 8), (512, 3, 4)]
+    names = pretended_gpu.names
+    clusterings = names.count('clustr_mm.dpc_knn.default')
+    assert clusterings >= 9  # tiny has so many blocks of cluster attention
+    assert names.count('clustr_mm.merge_tokens.default') >= 9
+    assert not pretended_gpu.crossing
+    assert not {'aten.cdist.default', 'aten.topk.default', 'aten.scatter_reduce.two'} & {*names}
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_between_the_kernels_the_host_never_waits(pretended_gpu, dtype, monkeypatch):
+    from clustr_mm.clustering import triton_kernels
+
+    class Launched:
+        def __getitem__(self, grid):
+            return lambda *args, **constants: None
+
+    for name in [name for name in vars(triton_kernels) if name.endswith('_kernel')]:
+        monkeypatch.setattr(triton_kernels, name, Launched())
+    monkeypatch.setattr(backend, '_on_device_of', lambda x: nullcontext())
+    monkeypatch.setattr(backend, '_limits', lambda device: (2**16, 128))
+    x = torch.empty(2, 100, 20, device='cuda', dtype=dtype)
+    labels = backend._dpc_knn(x, [6, 25, 100, 6], 5, 'fp16x3')
+    assert labels.shape == (4, 2, 100) and labels.dtype == torch.int64
+    merged = backend._merge(x, labels[0], 6, x[..., 0])
+    grads = backend._merge_backward(merged[0], x, labels[0], x[..., 0], *merged)
+    assert [g.dtype for g in grads] == [dtype, dtype]
+    assert not pretended_gpu.crossing
 
 
 @pytest.mark.parametrize('precision', ['fp16x3', 'fp16', 'tf32', 'ieee'])

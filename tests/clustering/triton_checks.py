@@ -10,8 +10,9 @@ import os
 import pytest
 import torch
 
+from clustr_mm import ClusTR
+from clustr_mm.clustering import dpc_knn, merge_tokens
 from clustr_mm.clustering import triton_backend as backend
-from clustr_mm.clustering.merge import merge_tokens
 from clustr_mm.clustering.reference import dpc_knn_reference, log_density, pairwise_distance2
 
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # deterministic matrix products
@@ -408,6 +409,38 @@ def test_compiles_and_exports_without_a_break():
 
 
 # --- what only a GPU can show
+
+
+@gpu_only
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(('batch', 'n', 'channels'), [(1, 1, 64), (3, 777, 63), (64, 196, 256)])
+def test_a_gpu_takes_the_kernels_by_default(batch, n, channels, dtype):
+    x = tokens(batch, n, channels, dtype=dtype)
+    m = max(1, n // 4)
+    labels = dpc_knn(x, m)
+    assert torch.equal(labels, dpc_knn(x, m, backend='triton'))
+    logits = x[..., 0].contiguous()
+    merged = merge_tokens(x, labels, m, logits)
+    assert torch.equal(merged, backend.merge_triton(x, labels, m, logits))
+    assert dpc_knn(x.double(), m).shape == (batch, n), 'what the kernels do not take still runs'
+
+
+@gpu_only
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_the_backbone_is_as_precise_as_with_plain_pytorch(dtype):
+    torch.use_deterministic_algorithms(False)  # some of cuDNN's convolutions are not
+    torch.manual_seed(0)
+    kernels = ClusTR(arch='tiny').to(DEVICE).eval()
+    plain = ClusTR(arch='tiny', backend='tiled').to(DEVICE).eval()
+    plain.load_state_dict(kernels.state_dict())
+    images = torch.randn(4, 3, 224, 224, device=DEVICE)
+    with torch.no_grad():
+        exact = plain(images)
+        with torch.autocast(DEVICE, dtype=dtype):
+            found, eager = kernels(images), plain(images)
+    for reference, a, b in zip(exact, found, eager, strict=True):
+        error, allowed = (torch.linalg.vector_norm(maps - reference) for maps in (a, b))
+        assert error <= 2 * allowed
 
 
 @gpu_only
