@@ -41,7 +41,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def giga(count: int) -> str:
-    return f'{count / 1e9:.3f}' if count < 100e9 else f'{count / 1e9:.1f}'
+    return f'{count / 1e9:.3f}'
 
 
 def table(count: Count) -> str:
