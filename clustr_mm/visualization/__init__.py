@@ -2,6 +2,7 @@
 
 from clustr_mm.visualization.clusters import draw_sheet, normalise, read_photo, show_clusters
 from clustr_mm.visualization.curves import Run, plot_curves, read_run
+from clustr_mm.visualization.hook import ClusterPictureHook
 from clustr_mm.visualization.overlay import (
     distinct_colors,
     draw_clusters,
@@ -15,6 +16,7 @@ from clustr_mm.visualization.views import BlockView, view_blocks
 
 __all__ = [
     'BlockView',
+    'ClusterPictureHook',
     'Run',
     'compare_segmentation',
     'distinct_colors',

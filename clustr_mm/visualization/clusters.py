@@ -167,7 +167,8 @@ def draw_sheet(
         h, w = view.weights.shape
         _show(row[0], photo, _name_centres(view, wanted))
         row[0].set_ylabel(f'stage {view.stage}, block {view.block} of {view.depth}', fontsize=12)
-        row[0].set_xlabel(f'{h} x {w} tokens', fontsize=11)
+        windows = f', {view.windows} windows' if view.windows > 1 else ''
+        row[0].set_xlabel(f'{h} x {w} tokens{windows}', fontsize=11)
         _mark_centres(row[0], photo, view, wanted)
         for index, scale in enumerate(wanted):
             labels = view.labels[scale - 1]
@@ -181,12 +182,12 @@ def draw_sheet(
             members = np.bincount(labels.ravel(), minlength=m)
             most = int(members.max())
             name = f'tokens in the cluster: {members.min()} to {most}'
-            _show_map(sizes, members[labels], photo, name, LogNorm(1, max(2, most)), 'viridis')
+            _show_map(sizes, members[labels], photo, name, (1, max(2, most)), 'viridis')
         relative = view.weights / view.weights.mean()
         # The mean in the middle of the colours, and equal factors at equal distance from it.
         spread = max(1.05, relative.max(), 1 / relative.min())
         name = f'token weight / mean: {relative.min():.2g} to {relative.max():.2g}'
-        _show_map(row[-1], relative, photo, name, LogNorm(1 / spread, spread), 'RdBu_r')
+        _show_map(row[-1], relative, photo, name, (1 / spread, spread), 'RdBu_r')
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
@@ -199,16 +200,21 @@ def _show(axes: Axes, picture: np.ndarray, title: str) -> None:
 
 
 def _show_map(
-    axes: Axes, values: np.ndarray, photo: np.ndarray, title: str, norm: LogNorm, colors: str
+    axes: Axes,
+    values: np.ndarray,
+    photo: np.ndarray,
+    title: str,
+    limits: tuple[float, float],
+    colors: str,
 ) -> None:
-    """Shows values (h, w) as a heat map of the photograph's size, with a scale beside it."""
+    """Shows values (h, w) as a heat map of the photograph's size, its logarithmic scale beside."""
     extent = (0, photo.shape[1], photo.shape[0], 0)
-    picture = axes.imshow(values, colors, norm, interpolation='nearest', extent=extent)
+    picture = axes.imshow(values, colors, LogNorm(*limits), interpolation='nearest', extent=extent)
     axes.set_title(title, fontsize=12)
     axes.set_xticks([])
     axes.set_yticks([])
     bar = axes.figure.colorbar(picture, cax=axes.inset_axes((1.02, 0, 0.04, 1)))
-    ticks = np.geomspace(norm.vmin, norm.vmax, 3)
+    ticks = np.geomspace(*limits, 3).tolist()
     bar.set_ticks(ticks, labels=[f'{tick:.2g}' if tick < 10 else f'{tick:.0f}' for tick in ticks])
     bar.minorticks_off()
 

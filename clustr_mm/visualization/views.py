@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from clustr_mm.clustering import dpc_knn
 from clustr_mm.models import ClusterAttention, Clusters, ClusTR
+from clustr_mm.models.clustr import Block, Stage
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class BlockView:
         labels: For each scale the clusters of the tokens, (h, w) integers.
         centres: For each scale the row and column of every cluster's centre, (M, 2) integers.
         weights: The tokens' weights in their clusters, (h, w); the logarithm is learnt.
+        windows: How many windows were clustered each by itself; 1 for the whole image.
     """
 
     stage: int
@@ -40,6 +42,7 @@ class BlockView:
     labels: tuple[np.ndarray, ...]
     centres: tuple[np.ndarray, ...]
     weights: np.ndarray
+    windows: int = 1
 
 
 @dataclass
@@ -70,10 +73,14 @@ def view_blocks(
     Raises:
         ValueError: If a stage has no clusters, or no block is left.
     """
+    blocks_of = {
+        number: [cast(Block, block) for block in cast(Stage, stage).blocks]
+        for number, stage in enumerate(backbone.stages, 1)
+    }
     clustering = [
         number
-        for number, stage in enumerate(backbone.stages, 1)
-        if isinstance(stage.blocks[0].attn, ClusterAttention)
+        for number, modules in blocks_of.items()
+        if isinstance(modules[0].attn, ClusterAttention)
     ]
     for number in stages or ():
         if number not in clustering:
@@ -83,24 +90,23 @@ def view_blocks(
     seen: dict[tuple[int, int], _Seen] = {}
     with ExitStack() as stack:
         for number in clustering:
-            for index, block in enumerate(backbone.stages[number - 1].blocks, 1):
+            for index, block in enumerate(blocks_of[number], 1):
                 handle = block.attn.register_forward_pre_hook(partial(_look, seen, (number, index)))
                 stack.callback(handle.remove)
         backbone.cluster_maps(image)  # runs all stages, whichever maps are asked for
     backbone.train(training)
     views = []
     for number in stages or clustering:
-        modules = backbone.stages[number - 1].blocks
-        depth = len(modules)
-        found: _Seen | None = None
-        for index, block in enumerate(modules, 1):
-            each = seen[number, index]
-            if found is None or each.clusters is not found.clusters:
-                found = each  # a clustering of this block's own tokens
-                centres = _centres(found, block.attn)
+        depth = len(blocks_of[number])
+        found: Clusters | None = None
+        for index, block in enumerate(blocks_of[number], 1):
+            each, attention = seen[number, index], cast(ClusterAttention, block.attn)
+            if each.clusters is not found:  # a clustering of this block's own tokens
+                found = each.clusters
+                centres = _centres(each, attention)
             if blocks and index not in blocks and index - depth - 1 not in blocks:
                 continue
-            views.append(_view(number, index, depth, each, centres, block.attn))
+            views.append(_view(number, index, depth, each, centres, attention))
     if not views:
         raise ValueError(f'blocks are {list(blocks)}; no stage has these')
     return views
@@ -124,6 +130,7 @@ def _view(
     labels = (single if label is None else label for label in seen.clusters.labels)
     weights = attention.token_weight(seen.tokens).squeeze(-1).float().exp()  # (1, N)
     width = seen.hw[1]
+    groups = seen.clusters.windows.groups if seen.clusters.windows is not None else ()
     return BlockView(
         stage,
         block,
@@ -131,6 +138,7 @@ def _view(
         tuple(label.view(seen.hw).cpu().numpy() for label in labels),
         tuple(torch.stack([c // width, c % width], dim=1).cpu().numpy() for c in centres),
         weights.view(seen.hw).cpu().numpy(),
+        sum(len(group.tokens) for group in groups) or 1,
     )
 
 

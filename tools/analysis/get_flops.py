@@ -16,8 +16,9 @@ with it. Beside it stand the published way of counting, and what that leaves out
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from clustr_mm.analysis import build_empty, parameters_of
 from clustr_mm.analysis.flops import PUBLISHED_KINDS, Count, Macs, count_macs
@@ -42,6 +43,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def giga(count: int) -> str:
     return f'{count / 1e9:.3f}'
+
+
+def settings_of(backbone: Mapping[str, Any]) -> str:
+    """A backbone's type and those of its settings that what it computes depends on."""
+    said = ('arch', 'scales', 'recluster_every', 'cluster_window', 'fine_scope')
+    words = [f'{key}={backbone[key]!r}' for key in said if key in backbone]
+    return f'{backbone["type"]}({", ".join(words)})'
 
 
 def table(count: Count) -> str:
@@ -95,13 +103,15 @@ def check(name: str, found: int, expected: int) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
-    model = build_empty(load_config(options.config))
+    cfg = load_config(options.config)
+    model = build_empty(cfg)
     if options.backbone:
         model = model.backbone
     count = count_macs(model, *options.shape)
     parameters = sum(p.numel() for p in model.parameters())
     scope = 'the backbone of ' if options.backbone else ''
-    print(f'{scope}{options.config}, one image of {options.shape[0]} x {options.shape[1]}\n')
+    print(f'{scope}{options.config}, one image of {options.shape[0]} x {options.shape[1]}')
+    print(f'backbone: {settings_of(cfg.model.backbone)}\n')
     print(table(count))
     print()
     print(check("torch's FlopCounterMode", count.dispatched, count.whole.total))
