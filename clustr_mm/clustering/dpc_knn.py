@@ -59,8 +59,9 @@ def dpc_knn(
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f'backend is {backend!r}; use None or one of {sorted(BACKENDS)}')
     k = min(k, x.shape[1])
-    # Autocast would round the distances to half precision.
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    # Autocast would round the distances to half precision. It does not know the meta device.
+    device_type = 'cpu' if x.is_meta else x.device.type
+    with torch.no_grad(), torch.autocast(device_type, enabled=False):
         x = x.detach()
         if backend == 'triton' and (reason := can_run_triton(x, k)):
             raise ValueError(f"backend 'triton' cannot run: {reason}")
