@@ -18,7 +18,7 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.structures import InstanceData, PixelData
 
-_SIDE = 640  # pixels of the shorter side up to which a picture is enlarged, by a whole factor
+_SIDE = 640  # pixels that an enlarged picture's shorter side has, about: by a whole factor
 
 
 @HOOKS.register_module()
@@ -81,7 +81,7 @@ class PictureHook(Hook):
 
         image = mmcv.imread(sample.img_path, channel_order='rgb')
         out_file = os.path.join(self.out_dir, self._name(sample.img_path))
-        factor = max(1, _SIDE // min(image.shape[:2]))
+        factor = max(1, round(_SIDE / min(image.shape[:2])))
         if hasattr(runner.visualizer, 'visualize_cls'):
             how['rescale_factor'] = factor
             runner.visualizer.visualize_cls(image, sample, out_file=out_file, **how)

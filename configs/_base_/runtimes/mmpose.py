@@ -1,7 +1,8 @@
 # A pose run: mmpose's registries and visualizer, progress by epochs, best by whole-body AP.
 _base_ = './default.py'
 default_scope = 'mmpose'
-visualizer = dict(type='PoseLocalVisualizer', vis_backends={{_base_.vis_backends}})
+# Points small enough that 68 of them still leave a face to be seen.
+visualizer = dict(type='PoseLocalVisualizer', radius=2, vis_backends={{_base_.vis_backends}})
 log_processor = dict(by_epoch=True)
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
