@@ -92,10 +92,34 @@ class _RemovesLater:
 
 
 def newest_checkpoint(folder: str) -> str | None:
+    """Finds the newest whole checkpoint in a folder, for all processes.
+
+    Args:
+        folder: The run's work folder.
+
+    Returns:
+        What ``find_newest`` finds in the first process.
+
+    Raises:
+        UserError: As ``find_newest`` does.
+    """
+    answer: list[Any] = [None]
+    if is_main_process():
+        try:
+            answer = [find_newest(Path(folder))]
+        except UserError as error:
+            answer = [error]
+    broadcast_object_list(answer)
+    if isinstance(answer[0], UserError):
+        raise answer[0]
+    return answer[0]
+
+
+def find_newest(folder: Path) -> str | None:
     """Finds the newest whole checkpoint that a run in a folder can go on from.
 
     Every file is read and verified, the newest first. One that is damaged is named in a line of
-    the log, and the one before it is taken. The first process looks, the others are told.
+    the log, and the one before it is taken.
 
     Args:
         folder: The run's work folder.
@@ -106,42 +130,6 @@ def newest_checkpoint(folder: str) -> str | None:
     Raises:
         UserError: If there are checkpoints and none is whole.
     """
-    answer: list[Any] = [None]
-    if is_main_process():
-        try:
-            answer = [_find_newest(Path(folder))]
-        except UserError as error:
-            answer = [error]
-    broadcast_object_list(answer)
-    if isinstance(answer[0], UserError):
-        raise answer[0]
-    return answer[0]
-
-
-def check_training_state(checkpoint: Mapping[str, Any], source: str) -> None:
-    """Sees that a run can go on from a checkpoint.
-
-    Args:
-        checkpoint: What was read.
-        source: Where from, for the error.
-
-    Raises:
-        UserError: If it holds weights only.
-    """
-    meta = checkpoint.get('meta')
-    if not (
-        set(checkpoint) >= _TRAINING_STATE
-        and isinstance(meta, Mapping)
-        and isinstance(meta.get('epoch'), int)
-        and isinstance(meta.get('iter'), int)
-    ):
-        raise UserError(
-            f'{source} holds weights but no training state, so --resume cannot go on from it; '
-            'start a new run from its backbone with --init-from'
-        )
-
-
-def _find_newest(folder: Path) -> str | None:
     note = folder / 'last_checkpoint'
     folders, noted = {folder}, None
     if note.is_file() and (text := note.read_text(errors='replace').strip()):
@@ -170,6 +158,29 @@ def _find_newest(folder: Path) -> str | None:
             'or start anew in another --work-dir'
         )
     return None
+
+
+def check_training_state(checkpoint: Mapping[str, Any], source: str) -> None:
+    """Sees that a run can go on from a checkpoint.
+
+    Args:
+        checkpoint: What was read.
+        source: Where from, for the error.
+
+    Raises:
+        UserError: If it holds weights only.
+    """
+    meta = checkpoint.get('meta')
+    if not (
+        set(checkpoint) >= _TRAINING_STATE
+        and isinstance(meta, Mapping)
+        and isinstance(meta.get('epoch'), int)
+        and isinstance(meta.get('iter'), int)
+    ):
+        raise UserError(
+            f'{source} holds weights but no training state, so --resume cannot go on from it; '
+            'start a new run from its backbone with --init-from'
+        )
 
 
 def _remove(backend: Any, path: str) -> None:

@@ -5,6 +5,7 @@ several processes run without a GPU.
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 from mmengine.device import get_device
@@ -12,10 +13,10 @@ from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from torch import nn
 
-from clustr_mm.engine.checkpoints import check_training_state, newest_checkpoint
+from clustr_mm.engine.checkpoints import check_training_state, find_newest, newest_checkpoint
 from clustr_mm.engine.devices import replace_sync_batchnorm, start_cpu_processes
 from clustr_mm.engine.errors import UserError
 from clustr_mm.models.checkpoint import (
@@ -155,7 +156,10 @@ class StrictRunner(Runner):
         except OSError as error:
             if os.path.lexists(partial):
                 os.remove(partial)
-            before = find_latest_checkpoint(out_dir)
+            try:
+                before = find_newest(Path(out_dir))
+            except UserError:
+                before = None
             raise UserError(
                 f'cannot write checkpoint {path}: {error.strerror}; make room or choose another '
                 '--work-dir'

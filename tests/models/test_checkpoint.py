@@ -1,9 +1,13 @@
 """Weights: strict, safe, whole, in both formats, from published keys too."""
 
+import http.server
 import os
 import pickle
+import random
 import subprocess
 import sys
+import tarfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,12 +18,14 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from safetensors.torch import load_file, save_file
 
 from clustr_mm import ClusTR
+from clustr_mm.engine.loading import use_safe_loading
 from clustr_mm.models.checkpoint import (
     CheckpointError,
     load_pretrained,
     read_checkpoint,
     save_checkpoint,
     state_dict_of,
+    trust_checkpoints,
 )
 from clustr_mm.models.published import convert_published, rename
 
@@ -209,3 +215,145 @@ def test_state_dict_of_reads_bare_and_wrapped(tmp_path):
     content = read_checkpoint(tmp_path / 'x.safetensors')
     assert list(state_dict_of(content, 'x')) == ['a']
     assert list(state_dict_of({'a': torch.zeros(1)}, 'x')) == ['a']
+
+
+def small_weights() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {f'layer{i}.weight': torch.randn(4 + i, 16, generator=generator) for i in range(6)}
+
+
+def equal(one, other) -> bool:
+    return (
+        one.keys() == other.keys()
+        and all(one[key].dtype == other[key].dtype for key in one)
+        and all(torch.equal(one[key], other[key]) for key in one)
+    )
+
+
+@pytest.fixture(params=['.pth', '.safetensors'])
+def damaged(request, tmp_path):
+    """A whole file's path, weights and bytes, and a path to damage."""
+    path, weights = tmp_path / f'whole{request.param}', small_weights()
+    save_checkpoint(weights, path, {'note': 'whole'})
+    return tmp_path / f'damaged{request.param}', weights, path.read_bytes()
+
+
+def test_fifty_cuts_are_refused(damaged):
+    path, _, whole = damaged
+    for length in random.Random(0).sample(range(len(whole)), 50):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match='is not a checkpoint that can be read') as error:
+            read_checkpoint(path)
+        assert '\n' not in str(error.value)
+
+
+def test_flipped_bytes_are_refused_or_change_no_weight(damaged):
+    path, weights, whole = damaged
+    refused, chance = 0, random.Random(1)
+    for position in chance.sample(range(len(whole)), 400):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << chance.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            assert equal(read_checkpoint(path)['state_dict'], weights), position
+        except CheckpointError as error:
+            refused += 1
+            assert '\n' not in str(error)
+    assert refused > 100  # what is left are the zip's dates, fillings and repeated names
+
+
+def test_every_value_and_name_of_safetensors_is_covered(tmp_path):
+    # What a flipped byte in the header can make of a tensor: another type of the same size.
+    path, weights = tmp_path / 'x.safetensors', small_weights()
+    save_checkpoint(weights, path)
+    whole = path.read_bytes()
+    for old, new in ((b'"F32"', b'"I32"'), (b'layer3', b'layer9'), (b'[5,16]', b'[8,10]')):
+        assert old in whole
+        path.write_bytes(whole.replace(old, new, 1))
+        with pytest.raises(CheckpointError, match='checksum'):
+            read_checkpoint(path)
+
+
+def test_a_tar_is_refused(tmp_path):
+    with tarfile.open(tmp_path / 'x.pth', 'w') as archive:
+        archive.add(__file__)
+    with pytest.raises(CheckpointError, match='tar'):
+        read_checkpoint(tmp_path / 'x.pth')
+
+
+@pytest.fixture
+def trusting():
+    trust_checkpoints(True)
+    yield
+    trust_checkpoints(False)
+
+
+def test_trusted_on_purpose(tmp_path, trusting):
+    torch.save({'state_dict': small_weights(), 'meta': Evil(tmp_path / 'ran')}, tmp_path / 'x.pth')
+    assert equal(read_checkpoint(tmp_path / 'x.pth')['state_dict'], small_weights())
+    assert (tmp_path / 'ran').exists()
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """An address under which a folder's files are."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+    (tmp_path / 'served').mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tmp_path / 'served'))
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Quiet) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{running.server_port}'
+        running.shutdown()
+
+
+def test_addresses_are_read_as_files_are(tmp_path, server):
+    served = tmp_path / 'served'
+    save_checkpoint(small_weights(), served / 'x.pth')
+    address = f'{server}/x.pth'
+    assert equal(read_checkpoint(address)['state_dict'], small_weights())
+    (served / 'x.pth').unlink()
+    assert equal(read_checkpoint(address)['state_dict'], small_weights()), 'kept'
+
+    with pytest.raises(CheckpointError, match=f'{server}/none.pth cannot be fetched'):
+        read_checkpoint(f'{server}/none.pth')
+    torch.save({'state_dict': Evil(tmp_path / 'ran')}, served / 'evil.pth')
+    net = ClusTR(arch='tiny')
+    with pytest.raises(CheckpointError, match='mkdir'):
+        load_pretrained(net, dict(checkpoint=f'{server}/evil.pth'))
+    assert not (tmp_path / 'ran').exists()
+    with pytest.raises(CheckpointError, match='s3://'):
+        read_checkpoint('s3://bucket/x.pth')
+
+
+def test_a_download_cut_short_is_fetched_again(tmp_path, server):
+    path = tmp_path / 'served' / 'x.pth'
+    save_checkpoint(small_weights(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(CheckpointError, match='not a checkpoint'):
+        read_checkpoint(f'{server}/x.pth')
+    path.write_bytes(whole)
+    assert equal(read_checkpoint(f'{server}/x.pth')['state_dict'], small_weights())
+
+
+def test_mmengine_reads_as_carefully(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    use_safe_loading()
+    path = tmp_path / 'served' / 'x.pth'
+    torch.save({'state_dict': small_weights(), 'meta': Evil(tmp_path / 'ran')}, path)
+    for source in (str(path), f'{server}/x.pth'):
+        with pytest.raises(CheckpointError, match='mkdir'):
+            CheckpointLoader.load_checkpoint(source, map_location='cpu')
+    for source in ('s3://bucket/x.pth', 'open-mmlab://no_such_name'):
+        with pytest.raises(CheckpointError, match=source):
+            CheckpointLoader.load_checkpoint(source)
+    assert not (tmp_path / 'ran').exists()
+    save_checkpoint(small_weights(), path)
+    assert equal(CheckpointLoader.load_checkpoint(str(path))['state_dict'], small_weights())
