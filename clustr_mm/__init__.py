@@ -1,4 +1,4 @@
-"""ClusTR for OpenMMLab: importing this package registers the backbone in mmengine's registries.
+"""ClusTR for OpenMMLab: importing this package registers its parts in mmengine's registries.
 
 ``custom_imports = dict(imports=['clustr_mm'])`` in a config is all that a task library needs.
 """
@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from clustr_mm.clustering import dpc_knn, merge_tokens
 from clustr_mm.datasets import CheckedLoad
+from clustr_mm.engine.layer_decay import ClusTRLayerDecay
 from clustr_mm.models import ClusterAttention, ClusTR
 
 try:
@@ -14,4 +15,12 @@ try:
 except PackageNotFoundError:  # a source tree that is not installed
     __version__ = '0+unknown'
 
-__all__ = ['CheckedLoad', 'ClusTR', 'ClusterAttention', '__version__', 'dpc_knn', 'merge_tokens']
+__all__ = [
+    'CheckedLoad',
+    'ClusTR',
+    'ClusTRLayerDecay',
+    'ClusterAttention',
+    '__version__',
+    'dpc_knn',
+    'merge_tokens',
+]

@@ -62,6 +62,25 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def build_empty(cfg: Config) -> Any:
+    """Builds a config's model without memory for its weights.
+
+    Args:
+        cfg: A config of mmdet, mmseg, mmpose or mmpretrain whose model has a ``backbone``.
+
+    Returns:
+        The model, its parameters on the meta device, its buffers wherever they were made.
+
+    Raises:
+        UserError: If it has no model with a backbone.
+    """
+    if 'backbone' not in (cfg.get('model') or {}):
+        raise UserError(f'config {cfg.filename} has no model with a backbone; give one that has')
+    scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
+    with scope, _quiet(), _EmptyOnMeta():
+        return MODELS.build(cfg.model)
+
+
 def count_parameters(cfg: Config) -> Parameters:
     """Builds a config's model, without memory for its weights, and counts its parameters.
 
@@ -74,11 +93,18 @@ def count_parameters(cfg: Config) -> Parameters:
     Raises:
         UserError: If it has no model with a backbone.
     """
-    if 'backbone' not in (cfg.get('model') or {}):
-        raise UserError(f'config {cfg.filename} has no model with a backbone; give one that has')
-    scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
-    with scope, _quiet(), _EmptyOnMeta():
-        model = MODELS.build(cfg.model)
+    return parameters_of(build_empty(cfg))
+
+
+def parameters_of(model: Any) -> Parameters:
+    """Counts the parameters of a model of one of the libraries.
+
+    Args:
+        model: A model with a ``backbone``.
+
+    Returns:
+        The numbers.
+    """
     total, backbone, neck = (
         sum(parameter.numel() for parameter in part.parameters()) if part is not None else 0
         for part in (model, model.backbone, getattr(model, 'neck', None))

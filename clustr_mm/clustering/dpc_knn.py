@@ -57,8 +57,9 @@ def dpc_knn(
     _check(x, counts, k)
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f'backend is {backend!r}; use None or one of {sorted(BACKENDS)}')
-    # Autocast would round the distances to half precision.
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    # Autocast would round the distances to half precision. It does not know the meta device.
+    device_type = 'cpu' if x.is_meta else x.device.type
+    with torch.no_grad(), torch.autocast(device_type, enabled=False):
         precise = x.detach().to(torch.promote_types(x.dtype, torch.float32))
         if backend == 'triton' and (reason := can_run_triton(precise, min(k, x.shape[1]))):
             raise ValueError(f"backend 'triton' cannot run: {reason}")

@@ -57,7 +57,8 @@ def merge_tokens(
             f'assignment has shape {tuple(assignment.shape)}; tokens of shape {tuple(x.shape)} '
             f'need ({batch}, {tokens})'
         )
-    with torch.autocast(x.device.type, enabled=False):
+    # Autocast would round the sums to half precision. It does not know the meta device.
+    with torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False):
         precise = torch.promote_types(x.dtype, torch.float32)
         logits = weight_logits.to(precise)
         # Clusters of different images become different rows of one flat array.

@@ -55,8 +55,11 @@ def can_run_native(x: Tensor) -> str | None:
         x: Tokens, (B, N, C).
 
     Returns:
-        The reason and, where there is one, the mend; None if it can.
+        The reason and, where there is one, the mend; None if it can. Of meta tensors it tells the
+        shapes, without a compiler.
     """
+    if x.is_meta:
+        return None
     if x.device.type != 'cpu' or x.dtype != torch.float32:
         return f"it clusters float32 tokens on a CPU, not {x.dtype} on {x.device}; use 'tiled'"
     return _why_not()
