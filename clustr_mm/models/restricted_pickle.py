@@ -14,10 +14,12 @@ import types
 from typing import Any
 
 from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
-# Tensors, arrays, plain containers, and mmengine's history.
+# Tensors, arrays, plain containers, mmengine's history, and the one schedule with a method in its
+# state.
 _PLAIN = (
-    r'collections\.(OrderedDict|defaultdict)'
+    r'collections\.(OrderedDict|defaultdict|Counter)'
     r'|torch\._utils\._rebuild_(tensor_v2|parameter|tensor)'
     r'|torch\.(Size|device|dtype|Tensor|\w+Storage|float\d+|bfloat16|int\d+|uint8|bool)'
     r'|torch\.storage\.\w+Storage'
@@ -26,6 +28,7 @@ _PLAIN = (
     r'|numpy\.dtypes\.\w+'
     r'|_codecs\.encode'
     r'|mmengine\.logging\.history_buffer\.HistoryBuffer'
+    r'|mmengine\.optim\.scheduler\.param_scheduler\.OneCycleParamScheduler'
     r'|(builtins|__builtin__)\.(set|frozenset|slice|complex|bytearray)'
 )
 
@@ -50,7 +53,7 @@ def restricted_pickle(more: str = '') -> Any:
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
             if (module, name) in (('builtins', 'getattr'), ('__builtin__', 'getattr')):
-                return _history_method
+                return _known_method
             # A name with dots could lead through a module to whatever that one imports.
             if '.' in name or not allowed.fullmatch(f'{module}.{name}'):
                 raise WantsCodeError(f'{module}.{name}')
@@ -67,8 +70,9 @@ def restricted_pickle(more: str = '') -> Any:
     return made
 
 
-def _history_method(owner: Any, name: str) -> Any:
-    """``getattr`` for what a pickled history needs, and for nothing else."""
-    if owner is not HistoryBuffer or name.startswith('_'):
+def _known_method(owner: Any, name: str) -> Any:
+    """``getattr`` for what a pickled history or schedule needs, and for nothing else."""
+    annealing = owner is OneCycleParamScheduler and name in ('_annealing_cos', '_annealing_linear')
+    if not annealing and (owner is not HistoryBuffer or name.startswith('_')):
         raise WantsCodeError(f'getattr({owner!r}, {name!r})')
     return getattr(owner, name)
