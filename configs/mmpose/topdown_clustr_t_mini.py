@@ -26,7 +26,7 @@ model = dict(
 )
 # Steps are few: a quicker second moment, and twice the real recipe's rate.
 optim_wrapper = dict(optimizer=dict(lr=1e-3, betas=(0.9, 0.98)), clip_grad=dict(max_norm=1.0))
-train_cfg = dict(max_epochs=7, val_interval=1)
+train_cfg = dict(max_epochs=7, val_interval=4)
 default_hooks = dict(checkpoint=dict(interval=1))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, begin=0, end=100, by_epoch=False),
