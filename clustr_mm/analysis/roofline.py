@@ -38,7 +38,7 @@ def time_call(call: Callable[[], object], device: torch.device, seconds: float =
     """Median time of a call: of the device's clock, on a CPU of all the processor's threads.
 
     Args:
-        call: What to time; it runs twice before.
+        call: What to time; it runs once before.
         device: Where it computes.
         seconds: About how long to go on; at least three runs, at most 30.
 
@@ -49,7 +49,6 @@ def time_call(call: Callable[[], object], device: torch.device, seconds: float =
     times: list[float] = []
     if device.type != 'cuda':
         start = time.perf_counter()
-        call()
         while len(times) < 3 or (time.perf_counter() - start < seconds and len(times) < _RUNS):
             begin = time.process_time()
             call()

@@ -86,12 +86,14 @@ def backbone_step(
         train: Forward, backward and AdamW (with a rate of 0: the weights stay what they are), under
             autocast for half precision; else a forward pass, all of it in ``dtype``.
         dtype: Precision.
-        compile_mode: torch.compile's mode; None for eager.
+        compile_mode: torch.compile's mode, or ``'aot_eager'``, its backend that traces and compiles
+            nothing; None for eager.
 
     Returns:
         The step.
     """
-    model = model.to(images.device).train(train)
+    model.to(images.device)
+    model.train(train)  # some of mmdet's return nothing
     compiled = _compiled(model, compile_mode)
     if not train:
         model.to(dtype)
@@ -126,7 +128,7 @@ def model_step(
         data: A batch as its data loader gives it.
         train: As for ``backbone_step``; else ``test_step``, post-processing included.
         dtype: Precision; half precision by autocast.
-        compile_mode: torch.compile's mode for the backbone; None for eager.
+        compile_mode: For the backbone, as for ``backbone_step``.
 
     Returns:
         The step.
@@ -214,7 +216,11 @@ def _ratio(values: list[float], baseline: list[float]) -> float:
 
 
 def _compiled(model: nn.Module, mode: str | None) -> nn.Module:
-    return model if mode is None else cast(nn.Module, torch.compile(model, mode=mode))
+    if mode is None:
+        return model
+    if mode == 'aot_eager':
+        return cast(nn.Module, torch.compile(model, backend=mode))
+    return cast(nn.Module, torch.compile(model, mode=mode))
 
 
 def _optim_wrapper(model: nn.Module, dtype: torch.dtype) -> OptimWrapper:

@@ -134,8 +134,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if getattr(options, 'device', 'cpu').startswith('cuda') and not torch.cuda.is_available():
         raise UserError(f'--device {options.device}: torch sees no GPU here; say cpu')
     for name in ('batch', 'rounds', 'threads'):
-        if (getattr(options, name, None) or 1) < 1:
-            raise UserError(f'--{name} is {getattr(options, name)}; use at least 1')
+        value = getattr(options, name, None)
+        if value is not None and value < 1:
+            raise UserError(f'--{name} is {value}; use at least 1')
     return options
 
 

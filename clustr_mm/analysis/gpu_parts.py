@@ -1,0 +1,374 @@
+"""The parts of the check on a GPU: each takes a device and sizes, and yields what it reads.
+
+``tools/analysis/gpu_check.py`` runs each in a process of its own and judges the readings
+(``verdicts.py``). At ``TINY`` sizes, under Triton's interpreter, all of them run on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from clustr_mm.analysis.growth import exponents, measure_growth, plot_growth
+from clustr_mm.analysis.kernels import (
+    K,
+    agreement,
+    centres_of,
+    measure_ceilings,
+    merge_errors,
+    share_equal,
+    sweep_tiles,
+    time_kernels,
+)
+from clustr_mm.analysis.measure import measure
+from clustr_mm.analysis.peers import build_backbone
+from clustr_mm.analysis.roofline import cluster_counts, product_of, time_call, why_not_backend
+from clustr_mm.analysis.speed import Step, Timing, backbone_step, compare, model_step
+from clustr_mm.analysis.tasks import build_task, make_batch, why_not_task
+from clustr_mm.clustering import dpc_knn
+from clustr_mm.clustering import triton_backend as backend
+from clustr_mm.clustering.triton_backend import Precision
+
+# Beside the package, or in the wheel.
+_PACKAGE = Path(__file__).resolve().parents[1]
+_CONFIGS = next(
+    (
+        each
+        for each in (_PACKAGE.parent / 'configs', _PACKAGE / '.mim' / 'configs')
+        if each.is_dir()
+    ),
+    Path('configs'),
+)
+PRECISIONS: tuple[Precision, ...] = ('fp16x3', 'fp16', 'tf32', 'ieee')
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A figure.
+
+    Attributes:
+        part: The part that read it.
+        subject: Of what.
+        quantity: What, with its unit.
+        value: The figure; None where there is none.
+        note: Why there is none, or what there is to know.
+    """
+
+    part: str
+    subject: str
+    quantity: str
+    value: float | None
+    note: str = ''
+
+    def row(self) -> dict[str, object]:
+        """The figure as a line of a table."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is.
+
+    Attributes:
+        tokens: Of the clustering by itself: 800 x 1333 at stage 1.
+        channels: Of these tokens.
+        checked: (B, N, C) of the tokens whose labels are compared with the definition's.
+        repeats: Runs whose results must be equal.
+        ceiling: Side of the matrices that tell what the device does at most.
+        model: The ClusTR.
+        baseline: What it is compared with.
+        peers: Further backbones.
+        batch: Images of 224 x 224.
+        side: 224.
+        alone: Batch, height and width of the training steps of backbones by themselves.
+        upernet: Batch, height and width.
+        mask_rcnn: Batch, height and width.
+        overrides: Of Mask R-CNN's config.
+        rounds: Of interleaved timing.
+        dtype: Half precision.
+        compile_mode: See ``backbone_step``.
+        growth: Numbers of tokens.
+        tiles: Rows, columns and warps to try.
+    """
+
+    tokens: int = 66_800
+    channels: int = 64
+    checked: tuple[tuple[int, int, int], ...] = (
+        (1, 3136, 64),
+        (3, 777, 63),
+        (8, 784, 128),
+        (16, 196, 256),
+        (1, 1041, 320),
+    )
+    repeats: int = 20
+    ceiling: int = 8192
+    model: str = 'clustr_s'
+    baseline: str = 'pvtv2_b2'
+    peers: tuple[str, ...] = ('swin_t',)
+    batch: int = 64
+    side: int = 224
+    alone: tuple[tuple[int, int, int], ...] = ((8, 512, 512), (2, 800, 1344))
+    upernet: tuple[int, int, int] = (8, 512, 512)
+    mask_rcnn: tuple[int, int, int] = (2, 800, 1333)
+    overrides: tuple[tuple[str, int], ...] = ()
+    rounds: int = 5
+    dtype: torch.dtype = torch.float16
+    compile_mode: str = 'default'
+    growth: tuple[int, ...] = (1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 66_800)
+    tiles: tuple[tuple[int, int, int], ...] = (
+        (128, 64, 8),
+        (128, 32, 8),
+        (128, 128, 8),
+        (64, 64, 4),
+        (64, 32, 4),
+    )
+
+
+FULL = Sizes()
+TINY = Sizes(
+    tokens=60,
+    channels=16,
+    checked=((2, 33, 7),),
+    repeats=1,
+    ceiling=64,
+    model='clustr_t',
+    baseline='resnet50',
+    peers=(),
+    batch=2,
+    side=32,
+    alone=((1, 64, 32),),
+    upernet=(2, 64, 64),
+    mask_rcnn=(1, 64, 64),
+    overrides=(
+        ('model.train_cfg.rcnn.sampler.num', 4),
+        ('model.train_cfg.rpn_proposal.max_per_img', 8),
+    ),
+    rounds=1,
+    dtype=torch.bfloat16,
+    compile_mode='aot_eager',
+    growth=(200, 400),
+    tiles=((64, 32, 4),),
+)
+
+
+def correctness(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Reading]:
+    """The kernels' results: labels, the merge, and whether repeats are equal."""
+    reading = partial(Reading, 'correctness')
+    for batch, n, channels in sizes.checked:
+        for dtype in DTYPES:
+            for precision in PRECISIONS if dtype == torch.float32 else PRECISIONS[:1]:
+                torch.manual_seed(n)
+                x = (torch.randn(batch, n, channels, device=device) + 3).to(dtype)
+                subject = f'{batch} x {n} x {channels}, {_name(dtype)}, {precision}'
+                rounded, exact = agreement(x, precision)
+                yield reading(
+                    subject, 'tokens with the centre of the definition on rounded operands', rounded
+                )
+                yield reading(subject, 'tokens with the centre of the definition', exact)
+            subject = f'{batch} x {n} x {channels}, {_name(dtype)}'
+            of_values, of_logits = merge_errors(x, max(1, n // 4))
+            yield reading(subject, "merge's error / plain PyTorch's", of_values)
+            yield reading(subject, "logits' gradient's error / plain PyTorch's", of_logits)
+    different = 0
+    for seed in range(sizes.repeats):
+        torch.manual_seed(seed % 4)
+        x = torch.randn(1, sizes.tokens, sizes.channels, device=device)
+        labels = backend.dpc_knn_triton(x, cluster_counts(sizes.tokens), K)
+        again = backend.dpc_knn_triton(x, cluster_counts(sizes.tokens), K)
+        different += sum(not torch.equal(a, b) for a, b in zip(labels, again, strict=True))
+    yield reading(f'{sizes.tokens} tokens, 4 seeds', 'repeats with other labels', different)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix('torch.')
+
+
+def clustering(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Reading]:
+    """``dpc_knn`` by itself: time, memory, the roofline, the kernels, others' kernels."""
+    reading = partial(Reading, 'clustering')
+    n, channels = sizes.tokens, sizes.channels
+    counts = cluster_counts(n)
+    torch.manual_seed(0)
+    x = torch.randn(1, n, channels, device=device)
+    ceilings = measure_ceilings(device, sizes.ceiling)
+    yield reading('device', 'TFLOP/s, float16 matrix product', ceilings.operations / 1e12)
+    yield reading('device', 'GB/s, copy', ceilings.bytes / 1e9)
+    plain = centres_of(dpc_knn(x, [*counts, n], backend='tiled'))
+    for precision in PRECISIONS:
+        call = partial(backend.dpc_knn_triton, x, counts, K, precision)
+        seconds = time_call(call, device)
+        product = time_call(product_of(precision, 1, n, channels, device), device)
+        _, cost = measure(call, device)
+        subject = f'dpc_knn, {precision}'
+        yield reading(subject, 'ms', 1e3 * seconds)
+        yield reading(subject, 'ms of a matrix product of the same size', 1e3 * product)
+        yield reading(subject, 'time / that product', seconds / product)
+        if cost.peak_mib is not None:
+            yield reading(subject, 'MB above the input', cost.peak_mib * 2**20 / 1e6)
+        found = centres_of(backend.dpc_knn_triton(x, [*counts, n], K, precision))
+        yield reading(subject, "tokens with the centre of 'tiled'", share_equal(found, plain))
+    for precision in PRECISIONS[:2]:
+        for kernel in time_kernels(x, counts, precision):
+            subject = f'{kernel.name}, {precision}'
+            yield reading(subject, 'ms', 1e3 * kernel.seconds)
+            yield reading(subject, 'share of the floor', kernel.share(ceilings))
+    yield from _others(x, counts, reading)
+
+
+def _others(
+    x: torch.Tensor, counts: tuple[int, int], reading: Callable[..., Reading]
+) -> Iterator[Reading]:
+    """flash-kmeans' assignment plus flashlib's nearest neighbours, against K1 and K3."""
+    subject = 'flash-kmeans + flashlib'
+    try:
+        neighbours = import_module('flashlib').flash_knn
+        assignment = import_module('flash_kmeans.assign_euclid_triton').euclid_assign_triton
+    except Exception as error:  # they try their own kernels when they are imported
+        yield reading(subject, 'skipped', None, f'cannot be imported ({error})')
+        return
+    half = x.half()
+    prepared = backend.prepare(x, 'fp16')
+    r = backend.density(prepared, K)
+    order = backend.score(prepared, r).sort(dim=-1, descending=True, stable=True).indices
+    centres = half.gather(1, order[:, : counts[-1], None].expand(-1, -1, x.shape[2]))
+    norm2 = half.float().square().sum(-1)
+    theirs = time_call(
+        lambda: neighbours(half, half, K, return_distances=False), x.device
+    ) + time_call(lambda: assignment(half, centres, norm2), x.device)
+    ours = time_call(lambda: backend.density(prepared, K), x.device) + time_call(
+        lambda: backend.assign(prepared, order, counts), x.device
+    )
+    yield reading(subject, 'ms', 1e3 * theirs)
+    yield reading('K1 + K3, fp16', 'ms', 1e3 * ours)
+    yield reading('K1 + K3, fp16', 'time / theirs', ours / theirs)
+
+
+def eager(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Reading]:
+    """Backbones by themselves: at 224, then training steps at larger sizes."""
+    names = (sizes.model, *sizes.peers, sizes.baseline)
+    yield from _backbones('eager', device, sizes, names, None)
+    for batch, *shape in sizes.alone:
+        windows = f'{sizes.model}+cluster_window=56'
+        larger = replace(sizes, batch=batch)
+        yield from _backbones(
+            'eager',
+            device,
+            larger,
+            (sizes.model, windows, sizes.baseline),
+            None,
+            (shape[0], shape[1]),
+        )
+
+
+def compiled(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Reading]:
+    """Backbones by themselves at 224, compiled."""
+    names = (sizes.model, sizes.baseline)
+    yield from _backbones('compiled', device, sizes, names, sizes.compile_mode)
+
+
+def _backbones(
+    part: str,
+    device: torch.device,
+    sizes: Sizes,
+    names: tuple[str, ...],
+    mode: str | None,
+    shape: tuple[int, int] | None = None,
+) -> Iterator[Reading]:
+    height, width = shape or (sizes.side, sizes.side)
+    for train in (True,) if shape else (False, True):
+        steps: dict[str, Step] = {}
+        for name in names:
+            model, library = build_backbone(name, (height, width))
+            images = torch.randn(sizes.batch, 3, height, width, device=device)
+            steps[name] = backbone_step(model, images, train, sizes.dtype, mode)
+            if name == sizes.baseline:
+                yield Reading(part, name, 'library', None, library)
+        where = f'{height}x{width}, batch {sizes.batch}'
+        what = f'{"training" if train else "inference"}, {where}'
+        yield from _timings(part, what, sizes.batch, compare(steps, sizes.baseline, sizes.rounds))
+
+
+def _timings(part: str, what: str, batch: int, timings: dict[str, Timing]) -> Iterator[Reading]:
+    """The readings of a comparison; the baseline is the last."""
+    *_, baseline = timings
+    for name, timing in timings.items():
+        reading = partial(Reading, part, f'{name}, {what}')
+        yield reading('images/s', batch / timing.seconds)
+        yield reading('latency, ms', 1e3 * timing.latency)
+        yield reading(f'throughput / {baseline}', 1 / timing.ratio)
+        least = timings[baseline].peak_mib
+        if timing.peak_mib is not None and least:
+            yield reading('peak MiB', timing.peak_mib)
+            yield reading(f'peak memory / {baseline}', timing.peak_mib / least)
+
+
+def models(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Reading]:
+    """Training steps of whole models, mixed precision: UperNet and Mask R-CNN."""
+    for task, (batch, *sides) in (('upernet', sizes.upernet), ('mask_rcnn', sizes.mask_rcnn)):
+        reason = why_not_task(task, device)
+        if reason is not None:
+            yield Reading('models', task, 'skipped', None, reason)
+            continue
+        names = [sizes.model, sizes.baseline]
+        if task == 'mask_rcnn':
+            names.insert(1, f'{sizes.model}+cluster_window=None')
+        shape = (sides[0], sides[1])
+        overrides = dict(sizes.overrides) if task == 'mask_rcnn' else {}
+        steps = {}
+        for name in names:
+            model = build_task(task, name, shape, _CONFIGS, overrides)
+            data = make_batch(task, batch, shape, device)
+            steps[name] = model_step(model.to(device), data, True, sizes.dtype)
+        what = f'{task} training, {shape[0]}x{shape[1]}, batch {batch}'
+        yield from _timings('models', what, batch, compare(steps, sizes.baseline, sizes.rounds))
+
+
+def growth(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Reading]:
+    """Time and memory of every backend over N, with a picture."""
+    points = {}
+    x = torch.zeros(1, min(sizes.growth), sizes.channels, device=device)
+    for name in ('triton', 'tiled', 'native', 'reference'):
+        if why_not_backend(name, x) is not None:
+            continue
+        points[name] = list(measure_growth(name, sizes.growth, sizes.channels, device))
+        for point in points[name]:
+            subject = f'{name}, {point.tokens} tokens'
+            yield Reading('growth', subject, 'ms', 1e3 * point.seconds)
+            yield Reading('growth', subject, 'MiB above the input', point.peak_mib)
+        of_time, of_memory = exponents(points[name])
+        yield Reading('growth', name, "time's exponent", of_time)
+        yield Reading('growth', name, "memory's exponent", of_memory)
+    plot_growth(points, folder / 'growth.png', f'dpc_knn, {sizes.channels} channels, {device}')
+
+
+def tiles(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Reading]:
+    """Other shapes of tiles than those that the rule chooses."""
+    torch.manual_seed(0)
+    x = torch.randn(1, sizes.tokens, sizes.channels, device=device)
+    counts = cluster_counts(sizes.tokens)
+    seen: set[str] = set()
+    for name, tile, seconds in sweep_tiles(x, counts, 'fp16x3', sizes.tiles):
+        note = '' if name in seen else 'chosen'
+        seen.add(name)
+        subject = f'{name}, ' + ' '.join(f'{k}={v}' for k, v in tile._asdict().items())
+        if isinstance(seconds, str):
+            yield Reading('tiles', subject, 'skipped', None, seconds)
+        else:
+            yield Reading('tiles', subject, 'ms', 1e3 * seconds, note)
+
+
+PARTS: dict[str, Callable[[torch.device, Sizes, Path], Iterator[Reading]]] = {
+    'correctness': correctness,
+    'clustering': clustering,
+    'eager': eager,
+    'models': models,
+    'compiled': compiled,
+    'growth': growth,
+    'tiles': tiles,
+}
