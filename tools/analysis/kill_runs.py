@@ -200,9 +200,8 @@ def _wait_for_moment(
     run: Run, total: int, pace: float, writing: bool, chance: random.Random
 ) -> None:
     """Waits for a step not far ahead, and a part of one: a shared machine's clock is no measure."""
-    done = len(set(_steps(run.folder)))
-    target = min(total, done + chance.randint(0, total // 3))
-    while not run.ended() and len(set(_steps(run.folder))) < target:
+    target = len(_steps(run.folder)) + chance.randint(0, total // 3)
+    while not run.ended() and len(_steps(run.folder)) < target:
         time.sleep(10 * POLL)
     time.sleep(chance.uniform(0, 2 * pace))
     while writing and not run.ended() and not run.writing():  # the next checkpoint
