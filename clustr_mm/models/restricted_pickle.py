@@ -26,7 +26,7 @@ _PLAIN = (
     r'|numpy\.dtypes\.\w+'
     r'|_codecs\.encode'
     r'|mmengine\.logging\.history_buffer\.HistoryBuffer'
-    r'|(builtins|__builtin__)\.(set|frozenset|slice|complex|bytearray)'
+    r'|(builtins|__builtin__)\.(set|frozenset|slice|complex|bytes|bytearray)'
 )
 
 
