@@ -59,7 +59,7 @@ class PoisonHook(Hook):
 def arguments(request, tmp_path_factory):
     """A command line of four steps, in the middle of epochs of three where there are epochs."""
     layout, config, side = TASKS[request.param]
-    mini = MiniData(layout=layout, train=20, val=2, size=(side, side))
+    mini = MiniData(layout=layout, train=20, val=10, size=(side, side))
     root = build(tmp_path_factory.mktemp('data') / layout, mini)[layout]
     steps = ['train_cfg.max_epochs=2', 'train_dataloader.num_batch_per_epoch=2']
     if request.param == 'segmentation':
@@ -104,4 +104,4 @@ def test_a_picture_of_no_numbers_spoils_nothing_and_is_found_again(arguments, tm
     assert result.losses.keys() == result.recorded.keys()
     for name, value in result.losses.items():
         assert value == pytest.approx(result.recorded[name], nan_ok=True)
-    assert '.jpg' in str(error.value) or '.png' in str(error.value)
+    assert 'its batch: /' in str(error.value)

@@ -171,12 +171,15 @@ class NumericsGuardHook(Hook):
 def guard_numerics(cfg: Config) -> None:
     """Adds the guard to a training config, as that says.
 
+    A run with a ``strategy`` (FSDP, DeepSpeed) has none: there gradients and weights lie in pieces,
+    and the strategy's own optimizer decides about a step.
+
     Args:
         cfg: The config, changed in place; ``numerics_guard`` holds the arguments of
             ``NumericsGuardHook``, and None leaves it out.
     """
     arguments = cfg.get('numerics_guard', {})
-    if arguments is not None:
+    if arguments is not None and 'strategy' not in cfg:
         add_hook(cfg, dict(type='NumericsGuardHook', **arguments))
 
 

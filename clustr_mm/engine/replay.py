@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
@@ -61,12 +62,12 @@ def replay(path: str) -> Replay:
             f"{path} is not a step that the numerics guard wrote; give a file of a work folder's "
             'numerics/'
         )
-    cfg = content['cfg']
+    cfg = Config(content['cfg'])  # of plain data, as it was read
     import_modules_from_strings(**cfg.get('custom_imports', {'imports': []}))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     if 'data_preprocessor' in cfg:  # where a runner takes it from
-        cfg['model'].setdefault('data_preprocessor', cfg['data_preprocessor'])
-    model = revert_sync_batchnorm(MODELS.build(cfg['model']))
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
     load_strictly(model, content['state_dict'], path)
     device = get_device()
     model.to(device).train()

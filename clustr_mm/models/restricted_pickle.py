@@ -29,7 +29,7 @@ _PLAIN = (
     r'|_codecs\.encode'
     r'|mmengine\.logging\.history_buffer\.HistoryBuffer'
     r'|mmengine\.optim\.scheduler\.param_scheduler\.OneCycleParamScheduler'
-    r'|(builtins|__builtin__)\.(set|frozenset|slice|complex|bytearray)'
+    r'|(builtins|__builtin__)\.(set|frozenset|slice|complex|bytes|bytearray)'
 )
 
 

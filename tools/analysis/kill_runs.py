@@ -85,6 +85,7 @@ class Run:
             command += ['--launcher', 'pytorch']
         own = ['default_hooks.logger.interval=1', f'experiment_name=run{time.time_ns()}']
         self.folder = folder
+        self.start = time.time()
         self.log = open(folder / 'output.txt', 'a')  # noqa: SIM115 - as long as the process
         self.process = subprocess.Popen(
             [sys.executable, *command, '--cfg-options', *own, *options.cfg_options],
@@ -97,7 +98,8 @@ class Run:
         return self.process.poll() is not None
 
     def writing(self) -> bool:
-        return any(self.folder.glob('*.pth.part'))
+        # A file that an earlier kill left half-written stays until its step is saved again.
+        return any(_changed(path) > self.start for path in self.folder.glob('*.pth.part'))
 
     def kill(self, who: str, chance: random.Random) -> None:
         """Kills one rank, all processes, or the launcher alone."""
@@ -200,9 +202,8 @@ def _wait_for_moment(
     run: Run, total: int, pace: float, writing: bool, chance: random.Random
 ) -> None:
     """Waits for a step not far ahead, and a part of one: a shared machine's clock is no measure."""
-    done = len(set(_steps(run.folder)))
-    target = min(total, done + chance.randint(0, total // 3))
-    while not run.ended() and len(set(_steps(run.folder))) < target:
+    target = len(_steps(run.folder)) + chance.randint(0, total // 3)
+    while not run.ended() and len(_steps(run.folder)) < target:
         time.sleep(10 * POLL)
     time.sleep(chance.uniform(0, 2 * pace))
     while writing and not run.ended() and not run.writing():  # the next checkpoint
@@ -237,6 +238,14 @@ def _last_weights(folder: Path) -> tuple[dict[str, torch.Tensor], int]:
 
 def _equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def _changed(path: Path) -> float:
+    """When a file was written to; 0 for one that has its own name by now."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _kill(pid: int) -> None:
