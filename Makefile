@@ -9,13 +9,17 @@ MARKS ?= not long and not gpu
 export VENV PYTHON CUDA_OPS
 
 python := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin/python
+UPSTREAM_VENV ?= .venv-upstream
+export UPSTREAM_VENV
+upstream_python := $(if $(filter /%,$(UPSTREAM_VENV)),$(UPSTREAM_VENV),$(CURDIR)/$(UPSTREAM_VENV))/bin/python
 sources := clustr_mm configs tools tests setup.py
 
-.PHONY: help demo test lint format hooks setup clean
+.PHONY: help demo test test-upstream lint format hooks setup clean
 
 help:
 	@echo "make demo    train ClusTR on a small made-up data set: its mIoU, a picture, a checkpoint"
 	@echo "make test    run the tests (MARKS=long, MARKS=gpu or MARKS= for others)"
+	@echo "make test-upstream  train and test every task beside OpenMMLab's own releases, on torch 2.1"
 	@echo "make lint    run the linters, the type checker and the check for repeated code"
 	@echo "make format  let ruff format and mend what it can"
 	@echo "make hooks   run the linters at every git commit"
@@ -36,6 +40,12 @@ test: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 test: setup
 	@"$(python)" -m pytest -m "$(MARKS)" tests
 
+# An environment of its own, .venv-upstream or UPSTREAM_VENV=folder, of Python 3.11.
+test-upstream: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
+test-upstream:
+	@bash requirements/setup_upstream.sh
+	@"$(upstream_python)" tests/prove_stack.py
+
 lint: setup
 	"$(python)" -m ruff check $(sources)
 	"$(python)" -m ruff format --check $(sources)
@@ -50,5 +60,5 @@ hooks: setup
 	"$(python)" -m pre_commit install
 
 clean:
-	rm -rf .venv build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-upstream build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(sources) -name __pycache__ -prune -exec rm -rf {} +
