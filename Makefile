@@ -9,13 +9,17 @@ MARKS ?= not long and not gpu
 export VENV PYTHON CUDA_OPS
 
 python := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin/python
+UPSTREAM_VENV ?= .venv-upstream
+export UPSTREAM_VENV
+upstream_python := $(if $(filter /%,$(UPSTREAM_VENV)),$(UPSTREAM_VENV),$(CURDIR)/$(UPSTREAM_VENV))/bin/python
 sources := clustr_mm configs tools tests setup.py
 
-.PHONY: help demo test gpu-check lint format hooks setup clean
+.PHONY: help demo test test-upstream gpu-check lint format hooks setup clean
 
 help:
 	@echo "make demo    train ClusTR on a small made-up data set: its mIoU, a picture, a checkpoint"
 	@echo "make test    run the tests (MARKS=long, MARKS=gpu or MARKS= for others)"
+	@echo "make test-upstream  train and test every task beside OpenMMLab's own releases, on torch 2.1"
 	@echo "make gpu-check  on a GPU: speed, memory and results, in under ten minutes (ARGS=--dry-run on a CPU)"
 	@echo "make lint    run the linters, the type checker and the check for repeated code"
 	@echo "make format  let ruff format and mend what it can"
@@ -37,6 +41,12 @@ test: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 test: setup
 	@"$(python)" -m pytest -m "$(MARKS)" tests
 
+# An environment of its own, .venv-upstream or UPSTREAM_VENV=folder, of Python 3.11.
+test-upstream: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
+test-upstream:
+	@bash requirements/setup_upstream.sh
+	@"$(upstream_python)" tests/prove_stack.py
+
 # Without set-up: a borrowed GPU's Python with torch, triton, mmengine, and mmdet or timm will do.
 gpu-check: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 gpu-check:
@@ -56,5 +66,5 @@ hooks: setup
 	"$(python)" -m pre_commit install
 
 clean:
-	rm -rf .venv build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-upstream build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(sources) -name __pycache__ -prune -exec rm -rf {} +

@@ -1,10 +1,12 @@
 """The runner of configs with a ``strategy``: FSDP and DeepSpeed."""
 
+import copy
 import os
 import shutil
 from importlib.util import find_spec
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import barrier, is_main_process
 from mmengine.registry import RUNNERS
@@ -27,6 +29,24 @@ class StrictFlexibleRunner(FlexibleRunner):
     _resume: bool
     _load_from: str | None
     _has_loaded: bool
+
+    @classmethod
+    def from_cfg(cls, cfg: Config) -> Any:
+        """Builds a runner; with DeepSpeed it has DeepSpeed's optimizer wrapper.
+
+        Args:
+            cfg: A whole config, as it is without a strategy.
+
+        Returns:
+            StrictFlexibleRunner: The runner.
+
+        Raises:
+            UserError: If the config's optimizer wrapper has no counterpart in DeepSpeed.
+        """
+        cfg = copy.deepcopy(cfg)
+        if 'DeepSpeed' in cfg.strategy.type:
+            _use_deepspeed_optimizer(cfg)
+        return super().from_cfg(cfg)
 
     def build_strategy(self, strategy: Any, launcher: str, **kwargs: Any) -> Any:
         """Builds the strategy, in a group of processes that has been started.
@@ -132,3 +152,20 @@ class StrictFlexibleRunner(FlexibleRunner):
                 f'cannot write checkpoint {path}: {error.strerror}; make room or choose another '
                 '--work-dir'
             ) from error
+
+
+def _use_deepspeed_optimizer(cfg: Config) -> None:
+    """Hands clipping and accumulation over to DeepSpeed, whose own the optimizer's step is."""
+    wrapper, strategy = cfg.get('optim_wrapper'), cfg.strategy
+    kind = wrapper.get('type', 'OptimWrapper') if wrapper else 'DeepSpeedOptimWrapper'
+    if kind == 'DeepSpeedOptimWrapper':
+        return
+    if kind != 'OptimWrapper':
+        raise UserError(
+            f'strategy {strategy.type} takes the place of {kind}; leave --amp out, and say '
+            'strategy.bf16.enabled=True'
+        )
+    wrapper.type = 'DeepSpeedOptimWrapper'
+    if clip := wrapper.pop('clip_grad', None):
+        strategy.setdefault('gradient_clipping', clip['max_norm'])
+    strategy.setdefault('gradient_accumulation_steps', wrapper.pop('accumulative_counts', 1))

@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -58,7 +59,8 @@ def torchrun_arguments(tool: str, arguments: Sequence[str]) -> list[str]:
     if gpus_here and processes > gpus_here:
         raise UserError(f'GPUS is {processes}, and torch sees {gpus_here} here; ask for no more')
     restarts = _number('MAX_RESTARTS', os.environ.get('MAX_RESTARTS', '0'))
-    if restarts and 'train.py' in tool and '--resume' not in options:
+    resumes = any(each.split('=')[0] == '--resume' for each in options)
+    if restarts and Path(tool).name == 'train.py' and not resumes:
         options.append('--resume')
     _set_threads(processes, gpus_here)
     return [
@@ -114,8 +116,7 @@ def _number(name: str, text: str, at_least: int = 0, at_most: int | None = None)
 
 def _on_cpu(options: Sequence[str]) -> bool:
     """Whether the tool's options ask for the CPU."""
-    pairs = zip(options, [*options[1:], ''], strict=True)
-    return '--device=cpu' in options or ('--device', 'cpu') in pairs
+    return '--device=cpu' in options or ('--device', 'cpu') in pairwise(options)
 
 
 def _set_threads(processes: int, gpus: int) -> None:
