@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from clustr_mm.analysis import Ablation, attention_shifts, build_settings
+from clustr_mm.analysis import Ablation, build_settings, compare_blocks
 
 ARCH = dict(
     embed_dims=(8, 16, 16, 16), depths=(3, 1, 2, 1), num_heads=(1, 2, 2, 2),
@@ -37,7 +37,7 @@ def first_stage(model, image):
 def test_shift_is_of_the_attention_on_the_exact_runs_tokens(image):
     name = 'cluster_window=8+fine_scope=window'
     models = build([name])
-    shifts = attention_shifts(models, image)['exact']
+    shifts = compare_blocks(models, image).shifts['exact']
     other = models[name].stages[0]
     for index, (x, hw, exact) in enumerate(first_stage(models['exact'], image)):
         expected = quotient(other.blocks[index].attn(x, hw), exact)
@@ -49,7 +49,7 @@ def test_shift_is_of_the_attention_on_the_exact_runs_tokens(image):
 
 def test_reclustering_less_often_keeps_the_clusters_of_an_earlier_block(image):
     models = build(['recluster_every=0', 'recluster_every=2', 'grouping=grid+recluster_every=0'])
-    shifts = attention_shifts(models, image)['exact']
+    shifts = compare_blocks(models, image).shifts['exact']
     blocks = models['exact'].stages[0].blocks
     steps = list(first_stage(models['exact'], image))
     clusters = blocks[0].attn.cluster(*steps[0][:2])
@@ -81,7 +81,7 @@ def test_rows_are_means_and_worsts_over_blocks_and_images(image):
     for each in images:
         ablation.add(each)
     _, window, dense = ablation.rows()
-    both = [attention_shifts(models, each, ['exact', 'grouping=dense']) for each in images]
+    both = [compare_blocks(models, each, ['exact', 'grouping=dense']).shifts for each in images]
     for shifts, reference in ((window.attention, 'exact'), (window.to_dense, 'grouping=dense')):
         for stage, (mean, worst) in enumerate(shifts):
             values = [value for each in both for value in each[reference][name][stage]]

@@ -85,7 +85,7 @@ def test_random_weights_come_from_the_seed():
     ('text', 'message'),
     [
         ('cluster_windw=56', "no option 'cluster_windw'; did you mean 'cluster_window'"),
-        ('grouping=kmean', r"grouping is 'kmean'; use \['dense', 'grid', 'random'\]"),
+        ('grouping=kmean', r"grouping is 'kmean'; use \['dense', 'grid', 'kmeans', 'random'\]"),
         ('grouping=grid+cluster_window=56', 'leave cluster_window out'),
         ('scales=(1,4,16)', 'needs 8 parameters that the exact form lacks'),
         ('fine_scope=window', "setting 'fine_scope=window': .* without windows"),
