@@ -35,26 +35,39 @@ def test_table_and_file(folder, tmp_path, capsys):
     checkpoint = tmp_path / 'weights.pth'
     state = ClusTR(arch='tiny').state_dict()
     torch.save({'state_dict': {f'backbone.{k}': v for k, v in state.items()}}, checkpoint)
-    table = tmp_path / 'table.csv'
+    results = tmp_path / 'results'
     TOOL['main'](
         [str(CONFIGS / 'mmdet' / 'mask_rcnn_clustr_t_coco_1x.py'), str(checkpoint)]
-        + ['--images', str(folder), '--size', '64', '96', '--csv', str(table)]
+        + ['--images', str(folder), '--size', '64', '96', '--out', str(results)]
         + ['--settings', 'cluster_window=8', 'grouping=dense']
     )
     out, progress = capsys.readouterr()
-    facts, heading, _, *lines = out.splitlines()
+    said, costs, clusters = out.split('\n\n')
+    facts = said.strip()
+    heading, _, *lines = costs.splitlines()
     assert 'images 2' in facts and 'size 64x96' in facts and f'torch {torch.__version__}' in facts
     assert [line.split()[1] for line in lines] == ['exact', 'cluster_window=8', 'grouping=dense']
     assert heading.count('attention') == 3 and heading.count('map') == 4
     assert len({len(line) for line in (heading, *lines)}) == 1
     assert '1 of 2: a.png, 96 x 64' in progress and '2 of 2: b.jpg, 64 x 96' in progress
 
-    exact, window, dense = csv.DictReader(table.read_text().splitlines())
+    assert [line.split()[1] for line in clusters.splitlines()[2:]] == [
+        'exact', 'cluster_window=8', 'grouping=dense',
+    ]  # fmt: skip
+    assert clusters.count('extent') == 3
+
+    assert sorted(path.name for path in results.iterdir()) == [
+        'clusters.png', 'cost.png', 'table.csv', 'table.md',
+    ]  # fmt: skip
+    assert (results / 'table.md').read_text() == out
+    table = (results / 'table.csv').read_text()
+    exact, window, dense = csv.DictReader(table.splitlines())
     assert exact['checkpoint'] == str(checkpoint) and exact['device'] == 'cpu'
     assert exact['config'] == 'mask_rcnn_clustr_t_coco_1x.py'
     assert float(exact['attention1_mean']) == float(exact['map4']) == 0
     assert float(window['attention1_mean']) > 0 and float(window['map4']) > 0
     assert float(window['attention3_mean']) <= float(window['attention3_worst'])
+    assert 0 < float(exact['gmac']) and float(dense['single1_scale2']) == 1
     assert float(dense['to_dense2_worst']) == 0 < float(exact['to_dense2_worst'])
 
 
@@ -66,6 +79,44 @@ def test_configs_of_other_libraries_are_understood(folder, name, capsys):
     options = ['--images', str(folder / 'a.png'), '--size', '32', '48', '--settings', 'exact']
     TOOL['main']([config, *options])
     assert 'random weights (seed 0)' in capsys.readouterr().out
+
+
+def test_settings_are_trained_and_scored(folder, tmp_path, capsys):
+    pytest.importorskip('mmpretrain')
+    data = tmp_path / 'data'
+    make = runpy.run_path(str(ROOT / 'tools' / 'make_mini_data.py'))['main']
+    make([str(data), '--layout', 'imagenet', '--train', '20', '--val', '10', '--size', '32', '32'])
+    results = tmp_path / 'results'
+    mini = str(CONFIGS / 'mmpretrain' / 'clustr_t_mini.py')
+    TOOL['main'](
+        [mini, '--images', str(folder / 'a.png'), '--size', '32', '32', '--crop']
+        + ['--settings', 'exact', 'k=2', 'grouping=random', '--train', mini]
+        + ['--data-root', str(data), '--iterations', '2', '--train-settings', 'exact']
+        + ['grouping=random', '--out', str(results), '--cfg-options']
+        + ['train_dataloader.batch_size=4', 'train_dataloader.num_workers=0']
+        + ['train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0']
+        + ['val_dataloader.persistent_workers=False', 'train_dataloader.drop_last=True']
+    )
+    out, progress = capsys.readouterr()
+    assert 'seed 0: grouping=random: accuracy/top1' in progress and 'size 32x32, cropped' in out
+    exact, k, random = csv.DictReader((results / 'table.csv').read_text().splitlines())
+    assert 0 <= float(exact['score_seed0']) <= 100 and random['score_seed0']
+    assert k['score_seed0'] == '' and exact['train'] == 'clustr_t_mini.py, 2 iterations'
+    assert (results / 'cost.png').stat().st_size > 0
+    assert not list(results.rglob('*.pth')), 'no checkpoint is kept'
+
+
+def test_images_are_cut_from_the_middle(folder):
+    preprocessor = dict(mean=[0.0] * 3, std=[1.0] * 3)
+    whole = TOOL['load_image'](folder / 'a.png', (60, 40), preprocessor)
+    cut = TOOL['load_image'](folder / 'a.png', (40, 40), preprocessor, crop=True)
+    assert torch.equal(cut, whole[..., 10:50, :])
+    assert TOOL['load_image'](folder / 'b.jpg', (97, 63), preprocessor, True).shape[2:] == (97, 63)
+
+
+def test_counts_below_one_are_refused():
+    with pytest.raises(UserError, match='--seeds is 0; use at least 1'):
+        TOOL['main'](['config.py', '--images', 'a.png', '--seeds', '0'])
 
 
 def test_pixels_are_the_pipelines(folder):

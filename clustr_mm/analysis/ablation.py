@@ -3,11 +3,13 @@
 The shift of a block's attention is |A'(x) - A(x)| / |A(x)|, with A the exact form's attention, A'
 the setting's, x the block's input in the exact run (so that a block is not charged with what moved
 before it), and |.| the Euclidean norm over all tokens and channels of an image. The shift of the
-maps is the same quotient of the backbone's outputs, each from its own run.
+maps is the same quotient of the backbone's outputs, each from its own run. The shift from dense
+attention is that of A' from itself with every token a cluster of its own at each of its scales.
 """
 
 from __future__ import annotations
 
+import copy
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +19,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from clustr_mm.analysis.groupings import RegroupedAttention
+from clustr_mm.analysis.flops import count_macs
+from clustr_mm.analysis.groupings import RegroupedAttention, dense
 from clustr_mm.analysis.measure import Cost, measure
 from clustr_mm.analysis.settings import DENSE, EXACT
+from clustr_mm.analysis.statistics import (
+    ClusterStatistics,
+    cluster_statistics,
+    mean_statistics,
+)
 from clustr_mm.models import ClusterAttention, Clusters, ClusTR
 from clustr_mm.models.clustr import Stage
 
@@ -30,34 +38,56 @@ class Row:
 
     Attributes:
         setting: Its name.
+        gmac: 10^9 multiply-adds of an image, clustering included, as torch's FlopCounterMode
+            counts them; the mean over images.
         seconds: Time of an image, the mean over images of the median over rounds; see ``Cost``.
         ratio: Median over images and rounds of the time as a multiple of the exact form's in the
             same round.
         peak_mib: Largest peak memory of a forward pass above its input; None where unknown.
         attention: For each stage with cluster attention, the mean and the worst shift of its
             blocks' attention, over images.
-        to_dense: The same with dense attention in the exact form's place; None where dense
+        to_dense: The same from dense attention with the setting's own scales; None where dense
             attention is not among the settings.
         maps: For each stage the mean shift of its map, over images.
+        clusters: For each stage with cluster attention and each of the setting's scales, what its
+            clusters look like, the mean over blocks and images.
     """
 
     setting: str
+    gmac: float
     seconds: float
     ratio: float
     peak_mib: float | None
     attention: tuple[tuple[float, float], ...]
     to_dense: tuple[tuple[float, float], ...] | None
     maps: tuple[float, ...]
+    clusters: tuple[tuple[ClusterStatistics, ...], ...]
+
+
+@dataclass
+class Comparison:
+    """What the settings' attentions do with the same tokens.
+
+    Attributes:
+        shifts: Shifts by reference and setting, [stage with cluster attention][block].
+        clusters: What the clusters look like by setting, [stage][block][scale].
+    """
+
+    shifts: dict[str, dict[str, list[list[float]]]]
+    clusters: dict[str, list[list[tuple[ClusterStatistics, ...]]]]
 
 
 @dataclass
 class _Record:
     """What was measured of a setting."""
 
+    macs: list[int] = field(default_factory=list)  # [image]
     costs: list[list[Cost]] = field(default_factory=list)  # [image][round]
     attention: list[list[list[float]]] = field(default_factory=list)  # [image][stage][block]
     to_dense: list[list[list[float]]] = field(default_factory=list)  # [image][stage][block]
     maps: list[list[float]] = field(default_factory=list)  # [image][stage]
+    # [image][stage][block][scale]
+    clusters: list[list[list[tuple[ClusterStatistics, ...]]]] = field(default_factory=list)
 
 
 class Ablation:
@@ -79,6 +109,7 @@ class Ablation:
         self.models = dict(models)
         self.rounds = rounds
         self._records = {name: _Record() for name in self.models}
+        self._macs: dict[tuple[int, int], dict[str, int]] = {}  # by height and width
 
     @torch.no_grad()
     def add(self, image: Tensor) -> None:
@@ -91,6 +122,9 @@ class Ablation:
         small = image if image.is_cuda else image[..., :64, :64].contiguous()
         for model in self.models.values():
             model(small)
+        hw = (image.shape[2], image.shape[3])
+        if hw not in self._macs:
+            self._macs[hw] = {name: _count(model, *hw) for name, model in self.models.items()}
         maps: dict[str, tuple[Tensor, ...]] = {}
         for record in self._records.values():
             record.costs.append([])
@@ -100,8 +134,11 @@ class Ablation:
                 maps[name], cost = measure(partial(model.__call__, image), image.device)
                 self._records[name].costs[-1].append(cost)
         references = [name for name in (EXACT, DENSE) if name in self.models]
-        shifts = attention_shifts(self.models, image, references)
+        comparison = compare_blocks(self.models, image, references)
+        shifts = comparison.shifts
         for name, record in self._records.items():
+            record.macs.append(self._macs[hw][name])
+            record.clusters.append(comparison.clusters[name])
             record.maps.append(
                 [relative_difference(*pair) for pair in zip(maps[name], maps[EXACT], strict=True)]
             )
@@ -129,6 +166,7 @@ class Ablation:
         ]
         return Row(
             setting=name,
+            gmac=statistics.fmean(record.macs) / 1e9,
             seconds=statistics.fmean(
                 statistics.median(cost.seconds for cost in costs) for costs in record.costs
             ),
@@ -137,6 +175,13 @@ class Ablation:
             attention=_mean_and_worst(record.attention),
             to_dense=_mean_and_worst(record.to_dense) if record.to_dense else None,
             maps=tuple(statistics.fmean(each) for each in zip(*record.maps, strict=True)),
+            clusters=tuple(
+                tuple(
+                    mean_statistics(scale)
+                    for scale in zip(*(block for image in images for block in image), strict=True)
+                )
+                for images in zip(*record.clusters, strict=True)
+            ),
         )
 
 
@@ -148,28 +193,29 @@ def relative_difference(value: Tensor, reference: Tensor) -> float:
 
 
 @torch.no_grad()
-def attention_shifts(
+def compare_blocks(
     models: Mapping[str, ClusTR], image: Tensor, references: Sequence[str] = (EXACT,)
-) -> dict[str, dict[str, list[list[float]]]]:
-    """How far every setting's attention is from a reference's on the same tokens.
+) -> Comparison:
+    """Runs every setting's attention on the tokens of the exact form's run, block by block.
 
-    The tokens are those of the exact form's run. A setting that clusters less often than in every
-    block takes the clusters that it would have found in the exact run's tokens of an earlier block.
+    A setting that clusters less often than in every block takes the clusters that it would have
+    found in the exact run's tokens of an earlier block.
 
     Args:
         models: Backbones by setting, ``'exact'`` among them, with the same blocks.
         image: (1, 3, height, width).
-        references: The settings to compare with.
+        references: What shifts are measured from: ``'exact'``, ``'grouping=dense'``.
 
     Returns:
-        Shifts by reference and setting: for each stage with cluster attention one a block.
+        Shifts and clusters.
     """
     exact = models[EXACT]
     places = list(_cluster_attentions(exact))
     stages = sorted({stage for stage, _, _ in places})
-    shifts: dict[str, dict[str, list[list[float]]]] = {
-        reference: {name: [[] for _ in stages] for name in models} for reference in references
-    }
+    comparison = Comparison(
+        {reference: {name: [[] for _ in stages] for name in models} for reference in references},
+        {name: [[] for _ in stages] for name in models},
+    )
     current: dict[str, Clusters] = {}  # what each setting uses in the present block
 
     def compare(
@@ -177,7 +223,9 @@ def attention_shifts(
     ) -> None:
         x, hw, clusters = arguments
         found = {_grouping_of(module): clusters}
-        outs: dict[str, Tensor] = {}
+        seen: dict[int, tuple[ClusterStatistics, ...]] = {}
+        of_dense: dict[int, Tensor] = {}  # dense attention by the number of scales
+        row = stages.index(stage)
         for name, model in models.items():
             part = cast(Stage, model.stages[stage])
             attention = cast(ClusterAttention | RegroupedAttention, part.blocks[index].attn)
@@ -188,11 +236,24 @@ def attention_shifts(
                 if key not in found:
                     found[key] = attention.cluster(x, hw)
                 current[name] = found[key]
-            outs[name] = exact_out if name == EXACT else attention(x, hw, current[name])
-        for reference, of_reference in shifts.items():
-            for name, out in outs.items():
-                shift = relative_difference(out, outs[reference])
-                of_reference[name][stages.index(stage)].append(shift)
+            own = current[name]
+            out = exact_out if name == EXACT else attention(x, hw, own)
+            if id(own) not in seen:
+                seen[id(own)] = tuple(
+                    cluster_statistics(labels, count, hw)
+                    for labels, count in zip(own.labels, own.num_clusters, strict=True)
+                )
+            comparison.clusters[name][row].append(seen[id(own)])
+            for reference, shifts in comparison.shifts.items():
+                target = exact_out
+                if reference == DENSE:
+                    scales = len(own.num_clusters)
+                    if scales not in of_dense:
+                        # Not by calling the module: the exact form's would call this again.
+                        everywhere = dense(x, own.num_clusters, hw)
+                        of_dense[scales] = attention.forward(x, hw, everywhere)
+                    target = of_dense[scales]
+                shifts[name][row].append(relative_difference(out, target))
 
     hooks = [
         attention.register_forward_hook(partial(compare, stage, index))
@@ -203,7 +264,14 @@ def attention_shifts(
     finally:
         for hook in hooks:
             hook.remove()
-    return shifts
+    return comparison
+
+
+def _count(model: ClusTR, height: int, width: int) -> int:
+    """Multiply-adds of a forward pass of one image, as torch counts them."""
+    # Counting moves the parameters to the meta device. Torch's count knows the products of the
+    # other groupings too.
+    return count_macs(copy.deepcopy(model), height, width).dispatched
 
 
 def _mean_and_worst(shifts: Sequence[Sequence[Sequence[float]]]) -> tuple[tuple[float, float], ...]:

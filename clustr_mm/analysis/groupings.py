@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from clustr_mm.clustering import merge_tokens
 from clustr_mm.models import ClusterAttention, Clusters, ClusTR
 from clustr_mm.models.clustr import Stage
 
@@ -23,6 +24,8 @@ Grouping = Callable[[Tensor, tuple[int, ...], tuple[int, int]], Clusters]
 
 # Distances computed at a time: 2^22 float32 are 16 MB.
 _TILE = 2**22
+# Rounds of k-means. Most of what it gains it gains in the first few.
+_KMEANS_ROUNDS = 5
 
 
 def dense(x: Tensor, num_clusters: tuple[int, ...], hw: tuple[int, int]) -> Clusters:
@@ -56,30 +59,72 @@ def random(x: Tensor, num_clusters: tuple[int, ...], hw: tuple[int, int]) -> Clu
     The same places for the same number of tokens, so that two runs agree. The coarse centres are
     the first of the fine ones, as with density peaks.
     """
-    batch, tokens, channels = x.shape
-    places = torch.randperm(tokens, generator=torch.Generator().manual_seed(tokens)).to(x.device)
+    tokens = x.shape[1]
+    places = _random_places(x)
     labels: list[Tensor | None] = []
     for count in num_clusters:
         if count == tokens:
             labels.append(None)
             continue
         chosen = places[:count]
-        centres = x[:, chosen]  # (B, M, C)
-        half_norm2 = centres.square().sum(-1)[:, None] / 2  # (B, 1, M)
-        # argmin |x - c|^2 = argmin |c|^2 / 2 - x . c
-        nearest = torch.cat(
-            [
-                torch.baddbmm(half_norm2, rows, centres.transpose(1, 2), alpha=-1).argmin(-1)
-                for rows in x.split(max(1, _TILE // (batch * count)), dim=1)
-            ],
-            dim=1,
-        )  # (B, N)
+        nearest = _nearest(x, x[:, chosen])
         nearest[:, chosen] = torch.arange(count, device=x.device)
         labels.append(nearest)
     return Clusters(tuple(labels), num_clusters)
 
 
-GROUPINGS: dict[str, Grouping] = {'dense': dense, 'grid': grid, 'random': random}
+def kmeans(x: Tensor, num_clusters: tuple[int, ...], hw: tuple[int, int]) -> Clusters:
+    """Lloyd's k-means, each scale by itself, from ``random``'s centres and for a few rounds.
+
+    A centre that loses all its tokens stays where it was, and its cluster may end up empty.
+    (Lloyd, "Least squares quantization in PCM", IEEE Transactions on Information Theory 28, 1982.)
+    """
+    tokens = x.shape[1]
+    places = _random_places(x)
+    equal_weights = x.new_zeros(x.shape[:2])
+    labels: list[Tensor | None] = []
+    for count in num_clusters:
+        if count == tokens:
+            labels.append(None)
+            continue
+        centres = x[:, places[:count]]  # (B, M, C)
+        nearest = _nearest(x, centres)
+        for _ in range(_KMEANS_ROUNDS):
+            sizes = nearest.new_zeros(centres.shape[:2])
+            sizes = sizes.scatter_add(1, nearest, torch.ones_like(nearest))  # (B, M)
+            means = merge_tokens(x, nearest, count, equal_weights)
+            centres = torch.where(sizes[..., None] > 0, means, centres)
+            nearest = _nearest(x, centres)
+        labels.append(nearest)
+    return Clusters(tuple(labels), num_clusters)
+
+
+def _random_places(x: Tensor) -> Tensor:
+    """All token indices in an order that depends on their number N alone, (N,) int64."""
+    tokens = x.shape[1]
+    return torch.randperm(tokens, generator=torch.Generator().manual_seed(tokens)).to(x.device)
+
+
+def _nearest(x: Tensor, centres: Tensor) -> Tensor:
+    """The nearest of the centres (B, M, C) for every token (B, N, C): (B, N) int64."""
+    half_norm2 = centres.square().sum(-1)[:, None] / 2  # (B, 1, M)
+    rows = max(1, _TILE // (x.shape[0] * centres.shape[1]))
+    # argmin |x - c|^2 = argmin |c|^2 / 2 - x . c
+    return torch.cat(
+        [
+            torch.baddbmm(half_norm2, part, centres.transpose(1, 2), alpha=-1).argmin(-1)
+            for part in x.split(rows, dim=1)
+        ],
+        dim=1,
+    )
+
+
+GROUPINGS: dict[str, Grouping] = {
+    'dense': dense,
+    'grid': grid,
+    'kmeans': kmeans,
+    'random': random,
+}
 
 
 class RegroupedAttention(nn.Module):

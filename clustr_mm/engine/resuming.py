@@ -22,7 +22,7 @@ from clustr_mm.engine.errors import UserError
 from clustr_mm.engine.seeding import SeededSampler
 
 _DONE = 'epoch_batches_done'  # of how many, in the message hub, which every checkpoint holds
-_VALIDATED = 'validated_at'
+_VALIDATED = 'last_validation'
 
 
 def make_resumable(cfg: Config) -> None:

@@ -15,7 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clustr_mm.clustering import Windows, dpc_knn, merge_tokens, split_map, windowed_dpc_knn
+from clustr_mm.clustering import (
+    Padding,
+    Windows,
+    dpc_knn,
+    merge_tokens,
+    padded_dpc_knn,
+    split_map,
+    windowed_dpc_knn,
+)
 
 FineScope = Literal['global', 'window']
 
@@ -26,30 +34,35 @@ class Clusters:
 
     Attributes:
         labels: For each scale the cluster of every token, (B, N) int64; None where every token is
-            a cluster of its own, in the order of the tokens.
-        num_clusters: For each scale the number of clusters M.
+            a cluster of its own, in the order of the tokens. M at padding.
+        num_clusters: For each scale the number of clusters M, of the sequence with the most.
         windows: The windows in which the clustering was done; None for the whole sequence.
+        padding: What is padding; None where nothing is.
     """
 
     labels: tuple[Tensor | None, ...]
     num_clusters: tuple[int, ...]
     windows: Windows | None = None
+    padding: Padding | None = None
 
 
-def attend(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
+def attend(q: Tensor, kv: Tensor, num_heads: int, mask: Tensor | None = None) -> Tensor:
     """Multi-head scaled dot-product attention.
 
     Args:
         q: Queries, (B, N, C).
         kv: Keys and values of M tokens, (B, M, 2 C).
         num_heads: Number of heads; divides C.
+        mask: (B, M) bool, True at the tokens to attend to, at least one; None for all.
 
     Returns:
         (B, N, C).
     """
+    if mask is not None:
+        mask = mask[:, None, None]  # (B, 1, 1, M)
     q = q.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, heads, N, 64)
     k, v = kv.unflatten(-1, (2, num_heads, -1)).permute(2, 0, 3, 1, 4)  # 2 (B, heads, M, 64)
-    out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, 64)
+    out = F.scaled_dot_product_attention(q, k, v, mask)  # (B, heads, N, 64)
     return out.transpose(1, 2).flatten(2)
 
 
@@ -70,9 +83,23 @@ class SelfAttention(nn.Module):
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attends from all tokens to all tokens, (B, N, C) to (B, N, C)."""
-        return self.proj(attend(self.q(x), self.kv(x), self.num_heads))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attends from all tokens to all tokens.
+
+        Args:
+            x: Tokens, (B, N, C).
+            mask: (B, N) bool, True at tokens and False at padding, which comes out as 0; None
+                where nothing is padding.
+
+        Returns:
+            (B, N, C).
+        """
+        if mask is None:
+            return self.proj(attend(self.q(x), self.kv(x), self.num_heads))
+        x = x.masked_fill(~mask[..., None], 0)  # nothing of padding, not even inf, comes through
+        some = mask | ~mask.any(1, keepdim=True)  # a sequence of padding alone attends to that
+        out = self.proj(attend(self.q(x), self.kv(x), self.num_heads, some))
+        return out.masked_fill(~mask[..., None], 0)
 
 
 class ClusterAttention(nn.Module):
@@ -81,6 +108,9 @@ class ClusterAttention(nn.Module):
     For every scale, the tokens' clusters (DPC-KNN, no gradient) are merged into cluster tokens by
     a learned weight, projected to keys and values, and attended to by all tokens and heads. The
     scales' results are added and projected.
+
+    Sequences of several lengths take a mask: each then has the clusters, as many and the same,
+    that it would have alone, whatever stands at its padding and beside it in the batch.
 
     Args:
         dim: Channels C.
@@ -154,19 +184,30 @@ class ClusterAttention(nn.Module):
         return tuple(min(tokens, scale * coarse) for scale in self.scales)
 
     @torch.no_grad()
-    def cluster(self, x: Tensor, hw: tuple[int, int] | None = None) -> Clusters:
+    def cluster(
+        self, x: Tensor, hw: tuple[int, int] | None = None, mask: Tensor | None = None
+    ) -> Clusters:
         """Finds the clusters of the tokens.
 
         Args:
             x: Tokens, (B, N, C).
             hw: Height and width of the map of tokens, H W = N; needed for windows.
+            mask: (B, N) bool, True at tokens and False at padding; None where nothing is padding.
 
         Returns:
             The clusters, to be handed to ``forward``, also of another layer.
 
         Raises:
-            ValueError: If windows are asked for without a map.
+            ValueError: If windows are asked for without a map or with a mask, or the mask is not
+                bool or does not fit.
         """
+        if mask is not None:
+            if self.cluster_window is not None:
+                raise ValueError(
+                    'a mask is for sequences, and those have no windows; use cluster_window=None'
+                )
+            labels, most, padding = padded_dpc_knn(x, mask, self.num_clusters, self.k, self.backend)
+            return Clusters(labels, most, padding=padding)
         tokens = x.shape[1]
         counts = self.num_clusters(tokens)
         if self.cluster_window is not None:
@@ -182,32 +223,53 @@ class ClusterAttention(nn.Module):
         return Clusters(tuple(next(found) if m < tokens else None for m in counts), counts)
 
     def forward(
-        self, x: Tensor, hw: tuple[int, int] | None = None, clusters: Clusters | None = None
+        self,
+        x: Tensor,
+        hw: tuple[int, int] | None = None,
+        clusters: Clusters | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Attends from all tokens to the clusters of all scales.
 
         Args:
             x: Tokens, (B, N, C).
             hw: Height and width of the map of tokens; needed for windows.
-            clusters: Clusters to use; None to find x's own.
+            clusters: Clusters to use, with the mask that they were found with; None to find x's
+                own.
+            mask: (B, N) bool, True at tokens and False at padding; None where nothing is padding.
 
         Returns:
-            (B, N, C).
+            (B, N, C), 0 at padding.
+
+        Raises:
+            ValueError: If there are both clusters and a mask; else as for ``cluster``.
         """
         if clusters is None:
-            clusters = self.cluster(x, hw)
+            clusters = self.cluster(x, hw, mask)
+        elif mask is not None:
+            raise ValueError('clusters know their mask; pass clusters or mask, not both')
+        padding = clusters.padding
+        if padding is not None:
+            # Nothing of it comes through, not even inf, and no gradient goes there.
+            x = x.masked_fill(~padding.mask[..., None], 0)
         q = self.q(x)  # (B, N, C)
         weight_logits = self.token_weight(x).squeeze(-1)  # (B, N)
         total: Tensor | None = None
         for scale, kv in enumerate(self.kvs):
             labels, count = clusters.labels[scale], clusters.num_clusters[scale]
-            merged = merge_tokens(x, labels, count, weight_logits)  # (B, M, C)
+            if padding is None:
+                merged, present = merge_tokens(x, labels, count, weight_logits), None
+            else:  # padding is one cluster more, which nobody sees
+                merged = merge_tokens(x, labels, count + 1, weight_logits)[:, :count]
+                present = padding.present[scale]  # (B, M)
+            # merged: (B, M, C)
             if self.fine_scope == 'window' and scale > 0 and clusters.windows is not None:
                 out = self._attend_in_windows(q, kv(merged), clusters.windows, scale)
             else:
-                out = attend(q, kv(merged), self.num_heads)
+                out = attend(q, kv(merged), self.num_heads, present)
             total = out if total is None else total + out
-        return self.proj(total)
+        out = self.proj(total)
+        return out if padding is None else out.masked_fill(~padding.mask[..., None], 0)
 
     def _attend_in_windows(self, q: Tensor, kv: Tensor, windows: Windows, scale: int) -> Tensor:
         """Attends from every token to the clusters of its own window, (B, N, C)."""

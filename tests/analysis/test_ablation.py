@@ -5,7 +5,15 @@ from functools import partial
 import pytest
 import torch
 
-from clustr_mm.analysis import Ablation, attention_shifts, build_settings
+from clustr_mm import ClusTR
+from clustr_mm.analysis import (
+    Ablation,
+    build_settings,
+    cluster_statistics,
+    compare_blocks,
+    count_macs,
+)
+from clustr_mm.models import Clusters
 
 ARCH = dict(
     embed_dims=(8, 16, 16, 16), depths=(3, 1, 2, 1), num_heads=(1, 2, 2, 2),
@@ -37,7 +45,7 @@ def first_stage(model, image):
 def test_shift_is_of_the_attention_on_the_exact_runs_tokens(image):
     name = 'cluster_window=8+fine_scope=window'
     models = build([name])
-    shifts = attention_shifts(models, image)['exact']
+    shifts = compare_blocks(models, image).shifts['exact']
     other = models[name].stages[0]
     for index, (x, hw, exact) in enumerate(first_stage(models['exact'], image)):
         expected = quotient(other.blocks[index].attn(x, hw), exact)
@@ -49,7 +57,7 @@ def test_shift_is_of_the_attention_on_the_exact_runs_tokens(image):
 
 def test_reclustering_less_often_keeps_the_clusters_of_an_earlier_block(image):
     models = build(['recluster_every=0', 'recluster_every=2', 'grouping=grid+recluster_every=0'])
-    shifts = attention_shifts(models, image)['exact']
+    shifts = compare_blocks(models, image).shifts['exact']
     blocks = models['exact'].stages[0].blocks
     steps = list(first_stage(models['exact'], image))
     clusters = blocks[0].attn.cluster(*steps[0][:2])
@@ -81,7 +89,7 @@ def test_rows_are_means_and_worsts_over_blocks_and_images(image):
     for each in images:
         ablation.add(each)
     _, window, dense = ablation.rows()
-    both = [attention_shifts(models, each, ['exact', 'grouping=dense']) for each in images]
+    both = [compare_blocks(models, each, ['exact', 'grouping=dense']).shifts for each in images]
     for shifts, reference in ((window.attention, 'exact'), (window.to_dense, 'grouping=dense')):
         for stage, (mean, worst) in enumerate(shifts):
             values = [value for each in both for value in each[reference][name][stage]]
@@ -100,6 +108,42 @@ def test_other_groupings_run_as_whole_networks(image):
     for row in ablation.rows()[1:]:
         assert all(0 < mean < 2 for mean, _ in row.attention)
         assert all(0 < shift < 2 for shift in row.maps)
+
+
+def test_dense_attention_has_as_many_scales_as_the_setting(image):
+    models = build(['scales=(1,)', 'grouping=dense'])
+    shifts = compare_blocks(models, image, ['grouping=dense']).shifts['grouping=dense']
+    attention = models['scales=(1,)'].stages[0].blocks[0].attn
+    x, hw, _ = next(first_stage(models['exact'], image))
+    everywhere = Clusters((None,), (x.shape[1],))
+    expected = quotient(attention(x, hw), attention(x, hw, everywhere))
+    assert shifts['scales=(1,)'][0][0] == pytest.approx(expected, rel=1e-4)
+    assert shifts['grouping=dense'] == [[0.0] * 3, [0.0], [0.0] * 2]
+
+
+def test_rows_have_multiply_adds_and_clusters(image):
+    names = ['grouping=kmeans', 'recluster_every=0', 'scales=(1,)']
+    models = build(names)
+    ablation = Ablation(models)
+    ablation.add(image)
+    exact, kmeans, once, coarse = ablation.rows()
+    count = count_macs(ClusTR(arch=ARCH), 96, 128).backbone
+    assert exact.gmac == pytest.approx(count.total / 1e9)
+    assert once.gmac < exact.gmac and next(models['exact'].parameters()).device.type == 'cpu'
+    # Six assignments to the centres of every scale in place of the distances of all to all.
+    spared = count.distances + count.assignment
+    n = [(24 * 32, 8, (48, 192), 3), (12 * 16, 16, (48, 192), 1), (6 * 8, 16, (12, 48), 2)]
+    paid, merges = 0, 0
+    for tokens, channels, counts, blocks in n:
+        for m in counts:
+            if m < tokens:
+                paid += blocks * 6 * tokens * m * channels
+                merges += blocks * 5 * tokens * (channels + 1)
+    assert kmeans.gmac * 1e9 == pytest.approx(count.total - spared + paid + merges, rel=0.02)
+    assert [scale.clusters for scale in exact.clusters[0]] == [48, 192]
+    assert len(coarse.clusters[0]) == 1
+    labels = models['exact'].cluster_maps(image)[1][0][0].flatten(1)
+    assert exact.clusters[1][0] == cluster_statistics(labels, 48, (12, 16))
 
 
 def test_what_cannot_be_compared_is_refused():

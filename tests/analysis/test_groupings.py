@@ -72,7 +72,39 @@ def test_grid_cells_are_rectangles_of_nearly_one_size(x):
             assert area == len(rows)
 
 
-@pytest.mark.parametrize('grouping', ['grid', 'random'])
+def spread(x, labels, count):
+    """Mean squared distance of the tokens from the mean of their cluster."""
+    total = 0
+    for tokens, label in zip(x, labels, strict=True):
+        for cluster in range(count):
+            own = tokens[label == cluster]
+            total += (own - own.mean(0)).square().sum() if len(own) else 0
+    return total / x.shape[0] / x.shape[1]
+
+
+def test_kmeans_is_tighter_than_its_random_start(x):
+    for count in (13, 52):
+        (found,), (start,) = (GROUPINGS[g](x, (count,), HW).labels for g in ('kmeans', 'random'))
+        assert spread(x, found, count) < 0.97 * spread(x, start, count)
+
+
+def test_kmeans_finds_groups_that_lie_apart(monkeypatch):
+    torch.manual_seed(0)
+    group = torch.randint(3, (1, TOKENS))
+    x = 100 * torch.eye(16)[group] + torch.randn(1, TOKENS, 16)
+    # One centre of each group, so that the end is known.
+    places = torch.stack([(group[0] == g).nonzero()[0, 0] for g in range(3)])
+    monkeypatch.setattr('clustr_mm.analysis.groupings._random_places', lambda x: places)
+    (labels,) = GROUPINGS['kmeans'](x, (3,), HW).labels
+    assert torch.equal(labels, group)
+
+
+def test_kmeans_keeps_the_centre_of_an_empty_cluster():
+    (labels,) = GROUPINGS['kmeans'](torch.ones(1, TOKENS, 16), (13,), HW).labels
+    assert labels.unique().tolist() == [0]
+
+
+@pytest.mark.parametrize('grouping', ['grid', 'kmeans', 'random'])
 def test_as_many_clusters_as_tokens_need_no_labels(x, grouping):
     clusters = GROUPINGS[grouping](x, (54, TOKENS), HW)
     assert clusters.labels[0] is not None and clusters.labels[1] is None

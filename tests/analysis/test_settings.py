@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from clustr_mm import ClusTR
-from clustr_mm.analysis import build_settings, knob_settings, parse_setting
+from clustr_mm.analysis import (
+    PART_SETTINGS,
+    build_settings,
+    knob_settings,
+    parse_setting,
+)
 
 ARCH = dict(
     embed_dims=(8, 16, 16, 16), depths=(2, 1, 1, 1), num_heads=(1, 2, 2, 2),
@@ -73,6 +78,37 @@ def test_all_settings_use_the_same_weights(tmp_path):
     assert len(models['scales=(1,)'].stages[0].blocks[0].attn.kvs) == 1
 
 
+def test_reductions_change_the_cluster_counts_alone():
+    exact, fewer = build_settings(BACKBONE, ['reductions=(8,4,2,1)']).values()
+    attention = fewer.stages[0].blocks[0].attn
+    assert attention.num_clusters(3136) == (49, 196)
+    assert exact.stages[0].blocks[0].attn.num_clusters(3136) == (196, 784)
+    assert torch.equal(attention.q.weight, exact.stages[0].blocks[0].attn.q.weight)
+    (_, small) = build_settings(
+        dict(type='ClusTR', arch='tiny'), ['reductions=(16,8,4,1)']
+    ).values()
+    assert small.stages[2].blocks[0].attn.reduction == 4
+
+
+def test_a_third_scale_has_random_weights_beside_the_shared_ones(tmp_path):
+    settings = ['scales=(1,4,16)']
+    exact, three = build_settings(BACKBONE, settings).values()
+    again = build_settings(BACKBONE, settings)[settings[0]]
+    kvs = three.stages[0].blocks[0].attn.kvs
+    assert len(kvs) == 3 and three.stages[0].blocks[0].attn.num_clusters(64) == (4, 16, 64)
+    assert torch.equal(kvs[1].weight, exact.stages[0].blocks[0].attn.kvs[1].weight)
+    assert torch.equal(kvs[2].weight, again.stages[0].blocks[0].attn.kvs[2].weight)
+    path = tmp_path / 'model.pth'
+    torch.save({f'backbone.{k}': v for k, v in exact.state_dict().items()}, path)
+    with pytest.raises(ValueError, match='needs 8 parameters that the exact form lacks'):
+        build_settings(BACKBONE, settings, str(path))
+
+
+def test_parts_are_settings_that_build():
+    assert PART_SETTINGS[0] == 'exact' and PART_SETTINGS[-1] == 'grouping=dense'
+    assert list(build_settings(BACKBONE, PART_SETTINGS)) == list(PART_SETTINGS)
+
+
 def test_random_weights_come_from_the_seed():
     first, again, other = (
         build_settings(BACKBONE, [], seed=seed)['exact'].stages[0].patch_embed.proj.weight
@@ -85,9 +121,11 @@ def test_random_weights_come_from_the_seed():
     ('text', 'message'),
     [
         ('cluster_windw=56', "no option 'cluster_windw'; did you mean 'cluster_window'"),
-        ('grouping=kmean', r"grouping is 'kmean'; use \['dense', 'grid', 'random'\]"),
+        ('grouping=kmean', r"grouping is 'kmean'; use \['dense', 'grid', 'kmeans', 'random'\]"),
         ('grouping=grid+cluster_window=56', 'leave cluster_window out'),
-        ('scales=(1,4,16)', 'needs 8 parameters that the exact form lacks'),
+        ('reductions=(4,2,1,1)', r'in the places where \(4, 2, 2, 1\) has it'),
+        ('reductions=4', 'use 4 numbers'),
+        ('qkv_bias=False+in_channels=4', 'needs 1 parameters that the exact form lacks'),
         ('fine_scope=window', "setting 'fine_scope=window': .* without windows"),
         ('k=many', "setting 'k=many': "),
     ],

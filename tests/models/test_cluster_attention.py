@@ -131,3 +131,103 @@ def test_what_cannot_be_is_refused_by_name(arguments, message):
 def test_windows_need_a_map():
     with pytest.raises(ValueError, match='pass hw'):
         ClusterAttention(32, 2, cluster_window=4)(torch.zeros(1, 64, 32))
+
+
+def ragged(lengths, n=40, dim=32):
+    """Tokens with padding that would be seen, and their mask."""
+    x = tokens(len(lengths), n, dim)
+    mask = torch.arange(n) < torch.tensor(lengths)[:, None]
+    return x.masked_fill(~mask[..., None], torch.inf), mask
+
+
+LENGTHS = [40, 1, 17, 4, 17, 31, 0]
+
+
+@pytest.mark.parametrize('scales', [(1,), (1, 4), (1, 2, 16)])
+def test_a_padded_sequence_is_as_if_alone(scales):
+    attn = ClusterAttention(32, 2, reduction=2, scales=scales).double()
+    x, mask = ragged(LENGTHS)
+    out = attn(x, mask=mask)
+    for row, length in enumerate(LENGTHS):
+        assert not out[row, length:].any(), 'padding comes out as 0'
+        if length:
+            alone = attn(x[row : row + 1, :length])[0]
+            torch.testing.assert_close(out[row, :length], alone, rtol=0, atol=1e-13)
+
+
+@torch.no_grad()
+def test_padded_labels_are_those_of_the_sequence_alone():
+    attn = ClusterAttention(16, 2, reduction=2)
+    x, mask = ragged(LENGTHS, dim=16)
+    x = x.float()
+    clusters = attn.cluster(x, mask=mask)
+    assert clusters.num_clusters == (10, 40)
+    for row, length in enumerate(LENGTHS):
+        for scale, own in enumerate(attn.num_clusters(max(1, length))):
+            label = clusters.labels[scale][row]
+            assert torch.all(label[length:] == clusters.num_clusters[scale])
+            present = clusters.padding.present[scale][row]
+            assert present.nonzero().flatten().tolist() == list(range(own))
+            if length:
+                assert torch.equal(label[:length], dpc_knn(x[row : row + 1, :length], own, 5)[0])
+
+
+def test_padding_may_stand_anywhere():
+    attn = ClusterAttention(32, 2, reduction=2).double()
+    x = tokens(1, 20, 32)
+    mask = torch.rand(3, 50, generator=torch.Generator().manual_seed(0)).argsort(1) < 20
+    padded = torch.full((3, 50, 32), torch.nan, dtype=torch.float64)
+    padded[mask] = x.expand(3, -1, -1).reshape(-1, 32)
+    out = attn(padded, mask=mask)
+    torch.testing.assert_close(
+        out[mask].view(3, 20, 32), attn(x).expand(3, -1, -1), rtol=0, atol=1e-13
+    )
+
+
+@pytest.mark.parametrize('cls', [ClusterAttention, SelfAttention])
+def test_gradients_know_no_padding(cls):
+    attn = cls(32, 2).double()
+    x, mask = ragged(LENGTHS)
+    x.requires_grad_()
+    attn(x, mask=mask).square().sum().backward()
+    assert not x.grad[~mask].any() and x.grad[mask].abs().min() > 0
+    padded = [p.grad.clone() for p in attn.parameters()]
+    attn.zero_grad()
+    for row, length in enumerate(LENGTHS):
+        if length:
+            attn(x.detach()[row : row + 1, :length]).square().sum().backward()
+    for grad, parameter in zip(padded, attn.parameters(), strict=True):
+        torch.testing.assert_close(grad, parameter.grad, rtol=1e-9, atol=1e-13)
+
+
+def test_dense_attention_sees_no_padding():
+    attn = SelfAttention(32, 4).double()
+    x, mask = ragged(LENGTHS)
+    out = attn(x, mask)
+    for row, length in enumerate(LENGTHS):
+        assert not out[row, length:].any()
+        alone = attn(x[row : row + 1, :length])[0]
+        torch.testing.assert_close(out[row, :length], alone, rtol=0, atol=1e-13)
+
+
+def test_a_mask_of_ones_changes_nothing():
+    attn = ClusterAttention(32, 2, reduction=2).double()
+    x = tokens(2, 26, 32)
+    mask = torch.ones(2, 26, dtype=torch.bool)
+    torch.testing.assert_close(attn(x, mask=mask), attn(x), rtol=0, atol=1e-13)
+    clusters = attn.cluster(x, mask=mask)
+    assert torch.equal(attn(x, clusters=clusters), attn(x, mask=mask))
+
+
+def test_masks_that_do_not_fit_are_refused_by_name():
+    x, mask = ragged(LENGTHS)
+    attn = ClusterAttention(32, 2).double()
+    with pytest.raises(ValueError, match=r'mask has shape \(7, 39\) .* need \(7, 40\), torch.bool'):
+        attn(x, mask=mask[:, 1:])
+    with pytest.raises(ValueError, match='dtype torch.int64'):
+        attn(x, mask=mask.long())
+    with pytest.raises(ValueError, match='clusters or mask, not both'):
+        attn(x, clusters=attn.cluster(x, mask=mask), mask=mask)
+    windowed = ClusterAttention(32, 2, cluster_window=4).double()
+    with pytest.raises(ValueError, match='use cluster_window=None'):
+        windowed(x, (5, 8), mask=mask)

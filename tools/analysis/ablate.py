@@ -1,39 +1,51 @@
-"""Sweeps the backbone's settings over photographs: time, memory, and how far the numbers move.
+"""Sweeps the backbone's settings over photographs: cost, how far the numbers move, the clusters.
 
     python tools/analysis/ablate.py CONFIG [CHECKPOINT] --images FILE_OR_FOLDER...
         [--size 800 1333] [--settings exact cluster_window=56 recluster_every=0+cluster_window=56]
+        [--out DIR] [--train MINI_CONFIG --data-root DIR --iterations 300 --seeds 2]
 
 A setting says how it differs from the exact global form, whatever the config says: KEY=VALUE, an
-argument of ClusTR, several joined by `+`. `grouping=random`, `grouping=grid` and `grouping=dense`
-put other clusters in place of the density peaks: centres at random, cells of a grid, every token
-by itself. They are there to compare with: `dense` takes as long as it sounds.
+argument of ClusTR, several joined by `+`. `reductions=(16,8,4,1)` changes the cluster counts,
+`scales=(1,4,16)` the scales (more than the checkpoint has only without one). `grouping=kmeans`,
+`grouping=random`, `grouping=grid` and `grouping=dense` put other clusters in place of the density
+peaks: k-means, centres at random, cells of a grid, every token by itself.
 
-The table has, for each setting,
+The first table has, for each setting,
+- the multiply-adds of an image, clustering included;
 - the time of an image: processor time on a CPU (of one thread by default), device time on a GPU;
 - that time as a multiple of the exact form's;
 - the peak memory of the forward pass above its input and weights;
 - for each stage, by how many per cent the attention's output differs from the exact form's on the
   same tokens: the mean over blocks and images, and the worst in brackets;
-- the same with dense attention in the exact form's place, if it is among the settings;
-- for the maps at strides 4 to 32, by how many per cent they differ at the end of a whole run.
+- the same from dense attention with the setting's own scales, if `grouping=dense` is among them;
+- for the maps at strides 4 to 32, by how many per cent they differ at the end of a whole run;
+- with --train the score after a short training from scratch, the mean over seeds and their range.
+
+The second has each stage's clusters at the coarsest scale: their number, the share of all tokens
+in the largest, the shares of clusters of one token and of none, and the extent: how far tokens are
+from the middle of their cluster, of what they are from the middle of the map.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config, DictAction
 
-from clustr_mm.analysis import Ablation, Row, build_settings, knob_settings
+from clustr_mm.analysis import PART_SETTINGS, Ablation, Row, build_settings, knob_settings
+from clustr_mm.analysis.mini_task import mini_config, train_setting
+from clustr_mm.analysis.settings import backbone_arguments
+from clustr_mm.analysis.tables import Scores, cluster_table, cost_table, score_table, write_csv
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import load_config
+from clustr_mm.visualization.dots import Panel, plot_dots
 
 IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
 
@@ -60,15 +72,43 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs='+',
         default=[*knob_settings(), 'grouping=random', 'grouping=grid'],
         metavar='SETTING',
+        help='`parts` stands for a sweep of every part of the clustering, one change at a time, '
+        'made for 224 x 224',
     )
     parser.add_argument('--rounds', type=int, default=1, help='runs of each setting on an image')
     parser.add_argument('--seed', type=int, default=0, help='of random weights')
     parser.add_argument('--threads', type=int, default=1, help='on a CPU')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument(
-        '--csv', metavar='FILE', help='also write the table to this file, after every image'
+        '--crop', action='store_true', help='cut images to exactly --size, from the middle'
     )
-    return parser.parse_args(argv)
+    parser.add_argument(
+        '--out',
+        metavar='DIR',
+        help='also write table.csv (after every image), table.md, cost.png and clusters.png there',
+    )
+    training = parser.add_argument_group('training, from scratch, for a score')
+    training.add_argument('--train', metavar='CONFIG', help='what to train: a mini config')
+    training.add_argument('--data-root', metavar='DIR', help="its data; the config's by default")
+    training.add_argument('--iterations', type=int, default=300)
+    training.add_argument('--seeds', type=int, default=1, help='runs of each setting')
+    training.add_argument(
+        '--train-settings', nargs='+', metavar='SETTING', help='only these of --settings'
+    )
+    training.add_argument('--metric', default='accuracy/top1')
+    training.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='changes to it'
+    )
+    options = parser.parse_args(argv)
+    for name in ('rounds', 'seeds', 'iterations'):
+        if getattr(options, name) < 1:
+            raise UserError(f'--{name} is {getattr(options, name)}; use at least 1')
+    options.settings = [
+        each
+        for setting in options.settings
+        for each in (PART_SETTINGS if setting == 'parts' else (setting,))
+    ]
+    return options
 
 
 def find_images(paths: Iterable[str]) -> Iterator[Path]:
@@ -85,14 +125,22 @@ def find_images(paths: Iterable[str]) -> Iterator[Path]:
             raise UserError(f'--images {path}: no such file or folder; check the path')
 
 
-def load_image(path: Path, size: Sequence[int], preprocessor: dict[str, Any]) -> torch.Tensor:
+def load_image(
+    path: Path, size: Sequence[int], preprocessor: dict[str, Any], crop: bool = False
+) -> torch.Tensor:
     """Loads, resizes and normalises an image as the libraries' pipelines do: (1, 3, h, w)."""
     import mmcv
 
     image = mmcv.imread(str(path))  # (height, width, 3) uint8, BGR, turned as EXIF says
     if image is None:
         raise UserError(f'--images {path}: not an image that can be read; leave it out')
-    image = mmcv.imrescale(image, (max(size), min(size)))
+    if crop:
+        scale = max(side / old for side, old in zip(size, image.shape, strict=False))
+        image = mmcv.imrescale(image, scale)
+        top, left = ((old - side) // 2 for side, old in zip(size, image.shape, strict=False))
+        image = image[max(0, top) :, max(0, left) :][: size[0], : size[1]]
+    else:
+        image = mmcv.imrescale(image, (max(size), min(size)))
     if preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb'):
         image = image[..., ::-1]
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
@@ -100,91 +148,118 @@ def load_image(path: Path, size: Sequence[int], preprocessor: dict[str, Any]) ->
     return ((pixels - mean) / std).contiguous()
 
 
-def print_table(rows: Sequence[Row], seconds: str) -> None:
-    """Prints a Markdown table whose columns line up."""
-    stages, maps = range(1, len(rows[0].attention) + 1), range(1, len(rows[0].maps) + 1)
-    lines = [
-        ['setting', seconds, 'x exact', 'MiB']
-        + [f'attention {stage} (%)' for stage in stages]
-        + [f'to dense {stage} (%)' for stage in stages if rows[0].to_dense]
-        + [f'map {stage} (%)' for stage in maps]
+def plot(rows: Sequence[Row], scores: Scores, folder: str, title: str) -> None:
+    """Draws two pictures: what the settings cost and change, and what their clusters look like."""
+    names = [row.setting for row in rows]
+    stages = range(len(rows[0].attention))
+
+    def by_stage(label: str, value: Callable[[Row, int], float]) -> Panel:
+        series = {f'stage {s + 1}': [value(row, s) for row in rows] for s in stages}
+        return Panel(label, series)
+
+    panels = [
+        Panel('GMAC an image', {'': [row.gmac for row in rows]}),
+        Panel('time, x exact', {'': [row.ratio for row in rows]}),
+        by_stage('attention moves by, %', lambda row, s: 100 * row.attention[s][0]),
     ]
-    for row in rows:
-        lines.append(
-            [row.setting, f'{row.seconds:.2f}', f'{row.ratio:.2f}']
-            + ['-' if row.peak_mib is None else f'{row.peak_mib:.0f}']
-            + [
-                f'{100 * mean:.1f} ({100 * worst:.1f})'
-                for mean, worst in (*row.attention, *(row.to_dense or ()))
-            ]
-            + [f'{100 * shift:.1f}' for shift in row.maps]
-        )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])])
-    for first, *others in lines:
-        cells = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
-        print(f'| {" | ".join(cells)} |')
+    if rows[0].to_dense:
+        panels.append(by_stage('from dense, %', lambda row, s: 100 * (row.to_dense or ())[s][0]))
+    if scores:
+        each = {'': [scores.get(name) for name in names]}
+        panels.append(Panel('score, each seed', each, from_zero=False))
+    plot_dots(names, panels, os.path.join(folder, 'cost.png'), title)
+    fields = {'largest': 'largest cluster, % of tokens', 'single': 'clusters of one token, %',
+              'empty': 'empty clusters, %', 'extent': 'extent, % of the map'}  # fmt: skip
+    panels = [
+        by_stage(label, lambda row, s, name=name: 100 * getattr(row.clusters[s][0], name))
+        for name, label in fields.items()
+    ]
+    plot_dots(names, panels, os.path.join(folder, 'clusters.png'), f'{title}; coarsest scale')
 
 
-def write_csv(path: str, rows: Sequence[Row], facts: dict[str, Any]) -> None:
-    """Writes a line a setting, with what it was measured on in every line; shifts as fractions."""
-    with open(path, 'w', newline='') as file:
-        writer = None
-        for row in rows:
-            line = dict(
-                setting=row.setting,
-                seconds=f'{row.seconds:.4f}',
-                ratio=f'{row.ratio:.4f}',
-                peak_mib='' if row.peak_mib is None else f'{row.peak_mib:.1f}',
+def train(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Trains every setting with every seed; the scores by setting."""
+    cfg = mini_config(load_config(options.train), options.data_root, options.cfg_options or {})
+    clustr_backbone(cfg, options.train)
+    scores: dict[str, list[float]] = {}
+    for seed in range(options.seeds):
+        for setting in options.train_settings or options.settings:
+            work_dir = os.path.join(
+                options.out or 'work_dirs/ablation', 'runs', f'{setting}_{seed}'
             )
-            for name, shifts in (('attention', row.attention), ('to_dense', row.to_dense or ())):
-                for stage, (mean, worst) in enumerate(shifts, 1):
-                    line[f'{name}{stage}_mean'] = f'{mean:.5f}'
-                    line[f'{name}{stage}_worst'] = f'{worst:.5f}'
-            for stage, shift in enumerate(row.maps, 1):
-                line[f'map{stage}'] = f'{shift:.5f}'
-            line |= facts
-            if writer is None:
-                writer = csv.DictWriter(file, list(line))
-                writer.writeheader()
-            writer.writerow(line)
+            metrics = train_setting(cfg, setting, options.iterations, work_dir, seed)
+            if options.metric not in metrics:
+                raise UserError(
+                    f'--metric {options.metric}: the validation has {", ".join(sorted(metrics))}'
+                )
+            scores.setdefault(setting, []).append(float(metrics[options.metric]))
+            done = f'seed {seed}: {setting}: {options.metric} {scores[setting][-1]:.2f}'
+            print(done, file=sys.stderr, flush=True)
+    return scores
+
+
+def clustr_backbone(cfg: Config, path: str) -> dict[str, Any]:
+    """The config's backbone; an error where it is none of ours."""
+    backbone = (cfg.get('model') or {}).get('backbone') or {}
+    if backbone.get('type') != 'ClusTR':
+        raise UserError(f'config {path} has no model with the backbone ClusTR; give one')
+    return backbone
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
     torch.set_num_threads(options.threads)
+    if options.out:
+        os.makedirs(options.out, exist_ok=True)
     device = torch.device(options.device)
     cfg = load_config(options.config)
-    backbone = (cfg.get('model') or {}).get('backbone') or {}
-    if backbone.get('type') != 'ClusTR':
-        raise UserError(f'config {options.config} has no model with the backbone ClusTR; give one')
+    backbone = clustr_backbone(cfg, options.config)
     preprocessor = cfg.model.get('data_preprocessor') or cfg.data_preprocessor
     paths = list(find_images(options.images))
     models = build_settings(backbone, options.settings, options.checkpoint, options.seed)
+    for setting in options.train_settings or ():
+        backbone_arguments(backbone, setting)  # a mistake shows before hours of measuring
     ablation = Ablation({name: model.to(device) for name, model in models.items()}, options.rounds)
     on_gpu = device.type == 'cuda'
     facts = dict(
         config=os.path.basename(options.config),
         checkpoint=options.checkpoint or f'random weights (seed {options.seed})',
         images=0,
-        size='x'.join(map(str, options.size)),
+        size='x'.join(map(str, options.size)) + (', cropped' if options.crop else ''),
         device=torch.cuda.get_device_name(device) if on_gpu else 'cpu',
         threads='' if on_gpu else options.threads,
         rounds=options.rounds,
         dtype='float32',
         torch=torch.__version__,
     )
+    csv_file = os.path.join(options.out, 'table.csv') if options.out else None
     for number, path in enumerate(paths, 1):
-        image = load_image(path, options.size, preprocessor)
+        image = load_image(path, options.size, preprocessor, options.crop)
         shape = ' x '.join(map(str, image.shape[2:]))
         print(f'{number} of {len(paths)}: {path.name}, {shape}', file=sys.stderr, flush=True)
         ablation.add(image.to(device))
         facts['images'] = number
-        if options.csv:  # a sweep takes long: what is done outlasts an interruption
-            write_csv(options.csv, ablation.rows(), facts)
-    print(', '.join(f'{key} {value}' for key, value in facts.items() if value != ''))
-    print_table(ablation.rows(), 's/image' if on_gpu else 'CPU s/image')
+        if csv_file:  # a sweep takes long: what is done outlasts an interruption
+            write_csv(csv_file, ablation.rows(), facts)
+    rows = ablation.rows()
+    scores: dict[str, list[float]] = {}
+    if options.train:
+        facts['train'] = f'{os.path.basename(options.train)}, {options.iterations} iterations'
+        scores = train(options)
+    said = ', '.join(f'{key} {value}' for key, value in facts.items() if value != '')
+    seconds = 's/image' if on_gpu else 'CPU s/image'
+    tables = [cost_table(rows, seconds, scores), cluster_table(rows)]
+    if scores:
+        tables.append(score_table(scores))
+    text = '\n'.join([f'{said}\n', *tables])
+    print(text, end='')
+    if csv_file:
+        write_csv(csv_file, rows, facts, scores)
+        Path(options.out, 'table.md').write_text(text)
+        plot(
+            rows, scores, options.out, f'{facts["config"]}, {facts["checkpoint"]}, {facts["size"]}'
+        )
 
 
 if __name__ == '__main__':

@@ -1,0 +1,85 @@
+"""A setting's score on a small task: the same short training from scratch for every setting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.config import Config
+
+from clustr_mm.analysis.groupings import regroup
+from clustr_mm.analysis.settings import backbone_arguments
+from clustr_mm.engine.config import guard_data, set_data_root
+from clustr_mm.engine.errors import explained
+from clustr_mm.engine.launch import build_runner
+
+
+def train_setting(
+    cfg: Config, setting: str, iterations: int, work_dir: str, seed: int = 0
+) -> dict[str, float]:
+    """Trains a config's model under a setting, then validates it. No checkpoint is kept.
+
+    The learning rate falls linearly to 0 after a warm-up of a tenth of the iterations; all else is
+    the config's.
+
+    Args:
+        cfg: A config with an iterable train_dataloader and a ClusTR backbone; not changed.
+        setting: The setting, see ``parse_setting``.
+        iterations: Steps of training.
+        work_dir: Where the logs go.
+        seed: Of the weights and of the order of the data.
+
+    Returns:
+        The validation's metrics by name.
+
+    Raises:
+        UserError: If the data are missing, or what else the user can mend.
+        ValueError: If the setting is none of ClusTR's.
+    """
+    cfg = Config(cfg.to_dict())
+    backbone, grouping = backbone_arguments(cfg.model.backbone, setting)
+    cfg.model.backbone = backbone
+    cfg.work_dir = work_dir
+    # Two runs within a second would share a name, and with it their logs.
+    cfg.experiment_name = f'{setting}_{seed}_{id(cfg)}'
+    cfg.randomness = dict(seed=seed)
+    cfg.train_cfg = dict(
+        type='IterBasedTrainLoop',
+        max_iters=iterations,
+        val_begin=iterations + 1,  # validated once, below
+    )
+    warm_up = max(1, iterations // 10)
+    cfg.param_scheduler = [
+        dict(type='LinearLR', start_factor=0.01, begin=0, end=warm_up, by_epoch=False),
+        dict(type='PolyLR', power=1.0, eta_min=0, begin=warm_up, end=iterations, by_epoch=False),
+    ]
+    cfg.log_processor = dict(by_epoch=False)
+    cfg.default_hooks.checkpoint = None
+    cfg.visualizer = None
+    with explained(cfg):
+        guard_data(cfg, ('train', 'val'))
+        runner = build_runner(cfg)
+        if grouping is not None:
+            regroup(runner.model.backbone, grouping)
+        runner.train()
+        return runner.val()
+
+
+def mini_config(cfg: Config, data_root: str | None, options: Mapping[str, Any]) -> Config:
+    """A config made fit for ``train_setting``.
+
+    Args:
+        cfg: A config, changed in place.
+        data_root: Folder of the data; None for the config's.
+        options: Changes by dotted key.
+
+    Returns:
+        The config.
+
+    Raises:
+        UserError: If the config names no one data root to replace.
+    """
+    if data_root is not None:
+        set_data_root(cfg, data_root)
+    cfg.merge_from_dict(dict(options))
+    return cfg
