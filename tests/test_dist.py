@@ -240,7 +240,7 @@ def workers_of(folder):
     return found
 
 
-def wait_for(condition, seconds=200):
+def wait_for(condition, seconds=600):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, 'waited in vain'
@@ -253,11 +253,14 @@ def test_no_process_outlives_its_launcher(how, data, tmp_path, environment):
     config, folder = write_config(tmp_path, 'seg', 10**5), tmp_path / 'run'
     options = ['--data-root', data('seg'), '--work-dir', folder]
     launcher = start('tools/dist_train.sh', config, 2, *options, env=environment)
-    wait_for(lambda: list(folder.glob('*/vis_data/*.json')))  # the first step is done
-    assert len(workers_of(folder)) == 2
-    launcher.send_signal(how)
-    wait_for(lambda: not workers_of(folder), 60)
-    launcher.communicate(timeout=60)
+    try:
+        wait_for(lambda: list(folder.glob('*/vis_data/*.json')))  # the first step is done
+        assert len(workers_of(folder)) == 2
+        launcher.send_signal(how)
+        wait_for(lambda: not workers_of(folder), 60)
+        launcher.communicate(timeout=60)
+    finally:
+        launcher.kill()
     assert launcher.returncode == (-how if how == signal.SIGKILL else 128 + how)
 
 
@@ -269,9 +272,12 @@ def test_killed_process_is_started_again_and_the_run_is_the_same(data, tmp_path,
     options = ['--data-root', data('seg'), '--work-dir', folder]
     env = {**environment, 'MAX_RESTARTS': '2'}
     launcher = start('tools/dist_train.sh', config, 2, *options, env=env)
-    wait_for((folder / 'iter_2.pth').is_file)
-    os.kill(workers_of(folder)[1], signal.SIGKILL)
-    _, errors = launcher.communicate(timeout=600)
+    try:
+        wait_for((folder / 'iter_2.pth').is_file)
+        os.kill(workers_of(folder)[1], signal.SIGKILL)
+        _, errors = launcher.communicate(timeout=600)
+    finally:
+        launcher.kill()
     assert launcher.returncode == 0, errors[-4000:]
     assert len(losses(folder)) < 8  # it went on, and did not begin anew
     train_two(config, data('seg'), whole, environment)
