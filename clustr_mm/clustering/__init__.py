@@ -1,9 +1,9 @@
 """The mathematics of ClusTR: tensors in, assignments and cluster tokens out. Imports torch alone.
 
 ``reference.py`` is the definition and the note of symbols. ``tiled.py`` has the same result in O(N)
-memory, ``native.py`` in compiled code on a CPU, ``triton_backend.py`` on a GPU; ``dpc_knn.py`` picks
-one. ``merge.py`` turns an assignment into cluster tokens; ``windows.py`` clusters the windows of a
-map each by itself.
+memory, ``native.py`` in compiled code on a CPU, ``triton_backend.py`` on a GPU, and ``dpc_knn.py``
+picks one. ``merge.py`` turns an assignment into cluster tokens; ``windows.py`` clusters the windows
+of a map each by itself.
 """
 
 from clustr_mm.clustering.dpc_knn import BACKENDS, dpc_knn
