@@ -320,11 +320,13 @@ def models(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Reading
             names.insert(1, f'{sizes.model}+cluster_window=None')
         shape = (sides[0], sides[1])
         overrides = dict(sizes.overrides) if task == 'mask_rcnn' else {}
+        # mmcv's RoIAlign on a CPU takes float32 alone.
+        dtype = sizes.dtype if device.type == 'cuda' else torch.float32
         steps = {}
         for name in names:
             model = build_task(task, name, shape, _CONFIGS, overrides)
             data = make_batch(task, batch, shape, device)
-            steps[name] = model_step(model.to(device), data, True, sizes.dtype)
+            steps[name] = model_step(model.to(device), data, True, dtype)
         what = f'{task} training, {shape[0]}x{shape[1]}, batch {batch}'
         yield from _timings('models', what, batch, compare(steps, sizes.baseline, sizes.rounds))
 

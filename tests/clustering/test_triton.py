@@ -153,12 +153,13 @@ def pretended_gpu(monkeypatch):
         yield calls
 
 
+@pytest.fixture(params=[None, 8])
+def model(request):
+    return ClusTR(arch='tiny', cluster_window=request.param)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU: triton_checks.py asks it')
-@pytest.mark.parametrize('options', [dict(), dict(cluster_window=8)])
-def test_a_gpu_clusters_and_merges_with_the_kernels_and_the_host_never_waits(
-    pretended_gpu, options
-):
-    model = ClusTR(arch='tiny', **options)
+def test_a_gpu_clusters_and_merges_with_the_kernels_and_the_host_never_waits(model, pretended_gpu):
     weights = {
         name: torch.empty(value.shape, device='cuda') for name, value in model.state_dict().items()
     }
