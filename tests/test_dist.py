@@ -188,6 +188,7 @@ def test_two_processes_train_and_test_as_one(task, data, tmp_path, environment):
     compare_tests(task, two, 20, data(task), tmp_path, environment)
 
 
+@pytest.mark.long
 def test_fsdp_trains_and_goes_on_as_data_parallel(data, tmp_path, environment):
     config = write_config(tmp_path, 'seg', 3)
     sharded = ['--cfg-options', 'strategy.type=StrictFSDPStrategy']

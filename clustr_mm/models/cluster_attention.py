@@ -206,8 +206,10 @@ class ClusterAttention(nn.Module):
                 raise ValueError(
                     'a mask is for sequences, and those have no windows; use cluster_window=None'
                 )
-            padded = padded_dpc_knn(x, mask, self.num_clusters, self.k, self.backend)
-            return Clusters(*padded[:2], padding=padded[2])
+            padded_labels, most, padding = padded_dpc_knn(
+                x, mask, self.num_clusters, self.k, self.backend
+            )
+            return Clusters(padded_labels, most, padding=padding)
         tokens = x.shape[1]
         counts = self.num_clusters(tokens)
         if self.cluster_window is not None:
