@@ -12,7 +12,12 @@ clusters are made of.
 
 The sequences of a batch have different lengths. They are padded, and the mask says where: padding
 joins no cluster and nothing attends to it. The same model with dense attention is trained beside,
-on the same sequences. Printed are the answers that are right, of sequences that neither has seen.
+on the same sequences. Printed are the answers that are right, of 1,024 sequences that neither has
+seen, and the processor's seconds of training (here on a busy machine):
+
+    guessing: 25.0 % right
+    cluster attention: 99.7 % right, trained in 35 s
+    dense attention: 99.6 % right, trained in 36 s
 """
 
 from __future__ import annotations
