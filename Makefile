@@ -11,7 +11,7 @@ export VENV PYTHON CUDA_OPS
 python := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin/python
 sources := clustr_mm configs tools tests setup.py
 
-.PHONY: help demo test lint format hooks setup clean
+.PHONY: help demo test lint docs format hooks setup clean
 
 help:
 	@echo "make demo    train ClusTR on a small made-up data set: its mIoU, a picture, a checkpoint"
@@ -19,6 +19,7 @@ help:
 	@echo "make lint    run the linters, the type checker and the check for repeated code"
 	@echo "make format  let ruff format and mend what it can"
 	@echo "make hooks   run the linters at every git commit"
+	@echo "make docs    build the documentation into site/; a dead link among its pages is an error"
 	@echo "make setup   only the environment, which all the others make where it is missing"
 	@echo "make clean   remove .venv and what building and checking left (not your data or runs)"
 	@echo
@@ -46,9 +47,12 @@ format: setup
 	"$(python)" -m ruff check --fix $(sources)
 	"$(python)" -m ruff format $(sources)
 
+docs: setup
+	@"$(python)" -m mkdocs build --strict
+
 hooks: setup
 	"$(python)" -m pre_commit install
 
 clean:
-	rm -rf .venv build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist site ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(sources) -name __pycache__ -prune -exec rm -rf {} +
