@@ -14,7 +14,7 @@ export UPSTREAM_VENV
 upstream_python := $(if $(filter /%,$(UPSTREAM_VENV)),$(UPSTREAM_VENV),$(CURDIR)/$(UPSTREAM_VENV))/bin/python
 sources := clustr_mm configs tools tests setup.py
 
-.PHONY: help demo test test-upstream gpu-check lint format hooks setup clean
+.PHONY: help demo test test-upstream gpu-check lint docs format hooks setup clean
 
 help:
 	@echo "make demo    train ClusTR on a small made-up data set: its mIoU, a picture, a checkpoint"
@@ -24,6 +24,7 @@ help:
 	@echo "make lint    run the linters, the type checker and the check for repeated code"
 	@echo "make format  let ruff format and mend what it can"
 	@echo "make hooks   run the linters at every git commit"
+	@echo "make docs    build the documentation into site/; a dead link among its pages is an error"
 	@echo "make setup   only the environment, which all the others make where it is missing"
 	@echo "make clean   remove .venv and what building and checking left (not your data or runs)"
 	@echo
@@ -62,9 +63,12 @@ format: setup
 	"$(python)" -m ruff check --fix $(sources)
 	"$(python)" -m ruff format $(sources)
 
+docs: setup
+	@"$(python)" -m mkdocs build --strict
+
 hooks: setup
 	"$(python)" -m pre_commit install
 
 clean:
-	rm -rf .venv .venv-upstream build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-upstream build dist site ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(sources) -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,111 @@
+"""tools/check_data.py on small data sets, whole and damaged."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from clustr_mm.datasets.mini import MiniData, build
+from clustr_mm.engine.config import load_config, set_data_root
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = {
+    'ade20k': 'configs/mmseg/upernet_clustr_t_mini.py',
+    'coco': 'configs/mmdet/mask_rcnn_clustr_t_mini.py',
+    'imagenet': 'configs/mmpretrain/clustr_t_mini.py',
+    'coco_wholebody': 'configs/mmpose/topdown_clustr_t_mini.py',
+}
+
+
+def _make(tmp_path: Path, layout: str) -> Path:
+    # Enough that a person with keypoints, and each class, is among them.
+    return build(tmp_path / layout, MiniData(layout, 20, 20, (64, 64), 0))[layout]
+
+
+def _faults(layout: str, root: Path, **options: bool) -> list[str]:
+    from clustr_mm.datasets.audit import audit
+
+    cfg = load_config(str(ROOT / CONFIGS[layout]))
+    set_data_root(cfg, str(root))
+    return list(audit(cfg, print, lambda *_: None, **options))
+
+
+@pytest.mark.parametrize('layout', CONFIGS)
+def test_whole_data_has_no_fault(layout: str, tmp_path: Path) -> None:
+    assert _faults(layout, _make(tmp_path, layout), decode=True) == []
+
+
+def test_missing_empty_and_cut_images_are_each_named(tmp_path: Path) -> None:
+    root = _make(tmp_path, 'coco')
+    missing, empty, cut = sorted((root / 'train2017').iterdir())[:3]
+    missing.unlink()
+    empty.write_bytes(b'')
+    cut.write_bytes(cut.read_bytes()[:-200])
+    faults = _faults('coco', root)
+    assert len(faults) == 2
+    assert missing.name in faults[0] and 'No such file' in faults[0]
+    assert empty.name in faults[1] and 'empty' in faults[1]
+    assert any(
+        cut.name in fault and 'truncated' in fault for fault in _faults('coco', root, decode=True)
+    )
+
+
+def test_an_image_of_another_size_than_annotated(tmp_path: Path) -> None:
+    root = _make(tmp_path, 'coco')
+    first = min((root / 'val2017').iterdir())
+    cv2.imwrite(str(first), np.zeros((32, 48, 3), np.uint8))
+    (fault,) = _faults('coco', root, decode=True)
+    assert '48 x 32' in fault and '64 x 64' in fault
+
+
+def test_label_maps(tmp_path: Path) -> None:
+    root = _make(tmp_path, 'ade20k')
+    high, colour, gone, *_ = sorted((root / 'annotations' / 'training').iterdir())
+    cv2.imwrite(str(high), np.full((64, 64), 200, np.uint8))
+    cv2.imwrite(str(colour), np.zeros((64, 64, 3), np.uint8))
+    gone.unlink()
+    faults = _faults('ade20k', root)
+    assert len(faults) == 3
+    assert f'{gone.name}' in faults[0] and 'no label map' in faults[0]
+    assert high.name in faults[1] and '200' in faults[1] and '150' in faults[1]
+    assert colour.name in faults[2] and '3 channels' in faults[2]
+
+
+def test_counts_of_the_public_data_set(tmp_path: Path) -> None:
+    root = _make(tmp_path, 'coco_wholebody')
+    (root / 'mini_data.json').unlink(missing_ok=True)
+    (tmp_path / 'coco_wholebody' / 'mini_data.json').unlink(missing_ok=True)
+    faults = _faults('coco_wholebody', root)
+    assert ['118,287' in faults[0], '5,000' in faults[1]] == [True, True]
+    assert _faults('coco_wholebody', root, subset=True) == []
+
+
+def test_the_tool_ends_with_one_line_a_fault_and_status_1(tmp_path: Path) -> None:
+    root = _make(tmp_path, 'imagenet')
+    folder = min((root / 'train').iterdir())
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    command = [sys.executable, ROOT / 'tools' / 'check_data.py', ROOT / CONFIGS['imagenet']]
+    done = subprocess.run(
+        [*command, '--data-root', root], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    (fault,) = (line for line in done.stdout.splitlines() if line.startswith('fault: '))
+    assert 'num_classes is 10' in fault and '9 classes' in fault
+    assert done.stderr.splitlines()[-1].startswith('error: 1 fault in the data')
+    assert 'Traceback' not in done.stderr
+
+
+def test_annotations_that_no_run_can_use(tmp_path: Path) -> None:
+    root = _make(tmp_path, 'coco')
+    path = root / 'annotations' / 'instances_train2017.json'
+    content = json.loads(path.read_text())
+    content['annotations'][0]['bbox'][2] = float('nan')
+    path.write_text(json.dumps(content))
+    (fault,) = _faults('coco', root)
+    assert 'nan' in fault and str(path) in fault

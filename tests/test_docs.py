@@ -1,0 +1,119 @@
+"""What the documentation names exists: links, anchors, paths, commands with their options."""
+
+import argparse
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from clustr_mm.datasets.audit import audit
+from clustr_mm.datasets.mini import MiniData, build
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    *sorted((ROOT / 'docs').glob('*.md')),
+    *(ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')),
+]
+# What a reader makes, not the repository.
+MADE = ('configs/mine/',)
+
+
+class _Parsed(Exception):
+    """A command line was understood."""
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors that mkdocs gives to a page's headings."""
+    headings = re.findall(r'^#+ (.*)$', page.read_text(), re.MULTILINE)
+    return {re.sub(r'[^\w\s-]', '', each).strip().lower().replace(' ', '-') for each in headings}
+
+
+def _commands() -> Iterator[tuple[str, str]]:
+    """Yields (page, command) for every `python tools/...` in inline code and in blocks."""
+    for page in PAGES:
+        text = page.read_text()
+        found = re.findall(r'`(python tools/[^`]+)`', text)
+        found += re.findall(r'^ {4,}(python tools/.*)$', text, re.MULTILINE)
+        for command in found:
+            yield page.name, ' '.join(command.split())
+
+
+COMMANDS = sorted(set(_commands()))
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    dead = []
+    for target in re.findall(r'\]\(([^)\s]+)\)', page.read_text()):
+        if '://' in target:
+            continue
+        name, _, anchor = target.partition('#')
+        file = page.parent / name if name else page
+        if not file.exists() or (anchor and anchor not in _anchors(file)):
+            dead.append(target)
+    assert not dead
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_paths_exist(page: Path) -> None:
+    pattern = (
+        r'(?<![\w/.-])((?:configs|tools|clustr_mm|docs|requirements|tests)/[\w./-]*\w/?)(?![*{<\w])'
+    )
+    named = set(re.findall(pattern, page.read_text()))
+    missing = [path for path in named if not (ROOT / path).exists() and not path.startswith(MADE)]
+    assert not missing
+
+
+@pytest.mark.parametrize(('page', 'command'), COMMANDS)
+def test_commands_are_understood(
+    page: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The tool's own parser reads the command; what it would do is left out."""
+    _, tool, *arguments = shlex.split(command)
+    spec = importlib.util.spec_from_file_location('documented_tool', ROOT / tool)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    main = getattr(module, 'main', None) or getattr(module, Path(tool).stem)
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        parse(self, args, namespace)
+        raise _Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse_only)
+    try:
+        main(arguments)
+    except _Parsed:
+        return
+    except SystemExit as end:
+        assert end.code == 0, capsys.readouterr().err
+        return
+    pytest.fail(f'{page}: {command} ran without reading its options')
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(COMMANDS) > 20
+
+
+def test_the_newcomers_path_to_three_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """own_data.md: the data cut as written, the config saved as written, and nothing wrong."""
+    text = (ROOT / 'docs' / 'own_data.md').read_text()
+    (config,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    (cut,) = re.findall(r'and, in Python,\n\n((?:    .*\n)+)', text)
+    monkeypatch.chdir(tmp_path)
+    build(tmp_path / 'data' / 'mini' / 'coco', MiniData('coco', 24, 8, (96, 96), 0))
+    exec(re.sub(r'^    ', '', cut, flags=re.MULTILINE), {})
+    file = tmp_path / 'three_classes.py'
+    file.write_text(config.replace('../mmdet', str(ROOT / 'configs' / 'mmdet')))
+    cfg = Config.fromfile(file)
+    faults = list(audit(cfg, print, lambda *_: None, decode=True))
+    assert not faults
+    heads = cfg.model.roi_head
+    assert heads.bbox_head.num_classes == heads.mask_head.num_classes == 3
