@@ -87,6 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tool, *rest = sys.argv[1:] if arguments is None else arguments
     command = torchrun_arguments(tool, rest)
     os.environ[LAUNCHER_PID] = str(os.getpid())
+    # Else all attempts share one store, and restarted processes look for each other where the dead
+    # ones left their addresses in it (dynamic_rendezvous.py of torch 2.11).
+    os.environ.setdefault('TORCH_DISABLE_SHARE_RDZV_TCP_STORE', '1')
     if '--max-restarts=0' in command:
         # What torchrun says of a process that failed, the process has said; of restarts it tells.
         for name in list(logging.root.manager.loggerDict):
