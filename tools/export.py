@@ -4,7 +4,7 @@
 
 OUT's ending says the format: .onnx (opset 18; needs onnx, onnxruntime and onnxscript) or .pt2
 (torch.export). The graph takes normalised images (B, 3, height, width), any batch, and with
---static one size, else any from 33 pixels a side. It gives class scores of the images' size, or
+--static one size, else any from 64 pixels a side. It gives class scores of the images' size, or
 with --backbone the maps. An ONNX model is compared with PyTorch on noise and on a single colour, at
 three sizes where it takes any, and is not kept if they differ by more than 1e-4.
 

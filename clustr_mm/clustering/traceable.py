@@ -53,7 +53,8 @@ def dpc_knn_traceable(x: Tensor, num_clusters: Sequence[int], k: int) -> list[Te
     order = centre_order(delta2, r)  # (B, N)
     labels = []
     for count in num_clusters:
-        centres = order[:, :count]  # (B, M)
+        # Not a slice: torch.export would note whether it is as long as the whole, and insist on it.
+        centres = order.index_select(1, torch.arange(count, device=x.device))  # (B, M)
         rows = centres[..., None].expand(-1, -1, tokens)
         nearest = d2.gather(1, rows).argmin(1)  # (B, N); the lowest rank on ties
         labels.append(keep_own_centre(nearest, centres))

@@ -20,8 +20,8 @@ from clustr_mm.engine.errors import UserError
 from clustr_mm.models.exportable import make_exportable
 
 OPSET = 18
-# Pixels. A single row or column of tokens at stride 32 would be a graph of its own.
-SMALLEST, LARGEST = 33, 2048
+# Pixels. Below, a stage has one cluster or one row of tokens, which would be a graph of its own.
+SMALLEST, LARGEST = 64, 2048
 LARGEST_BATCH = 256
 _PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
 
