@@ -6,7 +6,8 @@ OUT's ending says the format: .onnx (opset 18; needs onnx, onnxruntime and onnxs
 (torch.export). The graph takes normalised images (B, 3, height, width), any batch, and with
 --static one size, else any from 64 pixels a side. It gives class scores of the images' size, or
 with --backbone the maps. An ONNX model is compared with PyTorch on noise and on a single colour, at
-three sizes where it takes any, and is not kept if they differ by more than 1e-4.
+three sizes where it takes any. It is not kept if they differ by more than 1e-4 on noise; on a single
+colour, where rounding decides between tokens that are nearly equal, more than that is a warning.
 
 The distances of all tokens are in memory at once, several times: 4 (H W / 16)^2 bytes each.
 """
@@ -119,10 +120,19 @@ def check(module: torch.nn.Module, path: str, options: argparse.Namespace) -> No
     found = differences(module, path, sizes_to_check(options))
     for ((height, width), kind), difference in found.items():
         print(f'{height} x {width}, {kind}: differs from PyTorch by {difference:.1e}')
-    if not max(found.values()) <= TOLERANCE:
+    noise, flat = (
+        max(value for (_, kind), value in found.items() if kind == wanted)
+        for wanted in ('random', 'flat')
+    )
+    if not noise <= TOLERANCE:
         raise UserError(
-            f'ONNX Runtime differs from PyTorch by {max(found.values()):.1e}, more than '
-            f'{TOLERANCE:.0e}: nothing is written'
+            f'ONNX Runtime differs from PyTorch by {noise:.1e}, more than {TOLERANCE:.0e}: nothing '
+            'is written'
+        )
+    if not flat <= TOLERANCE:
+        print(
+            f'warning: on a single colour it differs by {flat:.1e}, more than {TOLERANCE:.0e}: '
+            'tokens are nearly equal there, and rounding decides which become centres'
         )
 
 

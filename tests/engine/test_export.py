@@ -181,9 +181,20 @@ def test_mistakes_are_said_in_one_line(arguments, message, tmp_path, monkeypatch
 def test_a_model_that_differs_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setitem(TOOL['main'].__globals__, 'to_onnx', lambda _, path: Path(path).touch())
     monkeypatch.setitem(TOOL['main'].__globals__, 'to_program', lambda *_: None)
-    far = {((64, 64), 'random'): 2e-4}
+    far = {((64, 64), 'random'): 2e-4, ((64, 64), 'flat'): 0.0}
     monkeypatch.setitem(TOOL['main'].__globals__, 'differences', lambda *_: far)
     with pytest.raises(UserError, match='differs from PyTorch by 2.0e-04'):
         config = CONFIGS / 'mmpretrain' / 'clustr_t_mini.py'
         TOOL['main']([str(config), str(tmp_path / 'm.onnx'), '--backbone'])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_difference_on_a_single_colour_is_told(capsys, monkeypatch):
+    monkeypatch.setitem(
+        TOOL['check'].__globals__,
+        'differences',
+        lambda *_: {((64, 64), 'random'): 1e-6, ((64, 64), 'flat'): 2e-3},
+    )
+    options = TOOL['parse_args'](['config.py', 'm.onnx'])
+    TOOL['check'](torch.nn.Identity(), 'm.onnx', options)
+    assert 'warning: on a single colour it differs by 2.0e-03' in capsys.readouterr().out
