@@ -6,8 +6,8 @@ OUT's ending says the format: .onnx (opset 18; needs onnx, onnxruntime and onnxs
 (torch.export). The graph takes normalised images (B, 3, height, width), any batch, and with
 --static one size, else any from 64 pixels a side. It gives class scores of the images' size, or
 with --backbone the maps. An ONNX model is compared with PyTorch on noise and on a single colour, at
-three sizes where it takes any. It is not kept if they differ by more than 1e-4 on noise; on a single
-colour, where rounding decides between tokens that are nearly equal, more than that is a warning.
+three sizes where it takes any. It is not kept if they differ by more than 1e-4 on noise; more on
+a single colour, where rounding decides between tokens that are nearly equal, is a warning.
 
 The distances of all tokens are in memory at once, several times: 4 (H W / 16)^2 bytes each.
 """
