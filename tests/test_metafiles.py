@@ -92,7 +92,13 @@ def test_mmpretrains_model_hub_lists_and_builds_ours(monkeypatch):
     monkeypatch.setattr(ModelHub, '_models_dict', {})
     ModelHub.register_model_index(INDEX, config_prefix=ROOT)
     monkeypatch.setattr(ModelHub, '_ModelHub__mmpretrain_registered', True)
-    names = ['clustr_b_imagenet', 'clustr_s_imagenet', 'clustr_t_imagenet', 'clustr_t_mini']
+    names = [
+        'clustr_b_imagenet',
+        'clustr_b_imagenet_fsdp',
+        'clustr_s_imagenet',
+        'clustr_t_imagenet',
+        'clustr_t_mini',
+    ]
     assert list_models(task='Image Classification') == names
     model = get_model('clustr_t_mini')
     assert type(model.backbone).__name__ == 'ClusTR'

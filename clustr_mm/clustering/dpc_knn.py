@@ -11,11 +11,13 @@ from torch import Tensor
 from clustr_mm.clustering.native import can_run_native, dpc_knn_native
 from clustr_mm.clustering.reference import dpc_knn_reference
 from clustr_mm.clustering.tiled import dpc_knn_tiled
+from clustr_mm.clustering.traceable import dpc_knn_traceable
 from clustr_mm.clustering.triton_backend import can_run_triton, dpc_knn_triton
 
 BACKENDS: dict[str, Callable[[Tensor, Sequence[int], int], list[Tensor]]] = {
     'reference': dpc_knn_reference,
     'tiled': dpc_knn_tiled,
+    'traceable': dpc_knn_traceable,
     'native': dpc_knn_native,
     'triton': dpc_knn_triton,
 }
@@ -45,6 +47,7 @@ def dpc_knn(
             any device), ``'native'`` (exact, O(N) memory, compiled, float32 on a CPU),
             ``'triton'`` (exact on operands of 22 bits, O(N) memory, on a GPU), or None for
             ``'triton'`` or ``'native'`` where they can run and ``'tiled'`` elsewhere.
+            ``'traceable'`` (O(N^2) memory) is one graph without control flow, to be exported.
 
     Returns:
         The cluster of every token, (B, N) int64 from 0 to M - 1: the rank of its centre by score.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from clustr_mm.clustering.triton_backend import can_run_triton, merge_triton
 
-_EPS = 1e-6
+EPS = 1e-6
 
 
 def merge_tokens(
@@ -80,7 +80,7 @@ def merge_tokens(
         weight = (logits.flatten() - largest[row]).exp()  # (B N,)
         weighted = x.to(precise).flatten(0, 1) * weight[:, None]  # (B N, C)
         numerator = _sum_rows(weighted, row, rows)  # (B M, C)
-        denominator = _sum_rows(weight, row, rows) + _EPS * (-largest).exp()  # (B M,)
+        denominator = _sum_rows(weight, row, rows) + EPS * (-largest).exp()  # (B M,)
         merged = numerator / denominator[:, None]
     return merged.view(batch, num_clusters, channels).to(x.dtype)
 
@@ -97,7 +97,7 @@ def merge_single_tokens(x: Tensor, weight_logits: Tensor) -> Tensor:
     """
     precise = torch.promote_types(x.dtype, torch.float32)
     # e^l / (e^l + eps) is the logistic function of l - log(eps).
-    share = torch.sigmoid(weight_logits.to(precise) - math.log(_EPS))
+    share = torch.sigmoid(weight_logits.to(precise) - math.log(EPS))
     return (x * share[..., None]).to(x.dtype)
 
 

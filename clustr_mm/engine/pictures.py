@@ -77,24 +77,36 @@ class PictureHook(Hook):
         self._persons = []
 
     def _draw(self, runner: Any, sample: Any, **how: Any) -> None:
-        import mmcv
-
-        image = mmcv.imread(sample.img_path, channel_order='rgb')
         out_file = os.path.join(self.out_dir, self._name(sample.img_path))
-        factor = max(1, round(_SIDE / min(image.shape[:2])))
-        if hasattr(runner.visualizer, 'visualize_cls'):
-            how['rescale_factor'] = factor
-            runner.visualizer.visualize_cls(image, sample, out_file=out_file, **how)
-            return
-        if factor > 1:
-            image, sample = _enlarge(image, sample, factor)
-        runner.visualizer.add_datasample('picture', image, sample, out_file=out_file, **how)
+        draw_sample(runner.visualizer, sample, out_file, **how)
 
     def _name(self, path: str) -> str:
         """Names an image's picture, no two alike."""
         name = next(each for each in _names(path) if self._taken.get(each, path) == path)
         self._taken[name] = path
         return name
+
+
+def draw_sample(visualizer: Any, sample: Any, out_file: str, **how: Any) -> None:
+    """Draws a data sample over its image; a small image is enlarged.
+
+    Args:
+        visualizer: A visualizer of mmdet, mmseg, mmpose or mmpretrain.
+        sample: The data sample, with ``img_path``.
+        out_file: The picture to write.
+        how: As for the visualizer's method.
+    """
+    import mmcv
+
+    image = mmcv.imread(sample.img_path, channel_order='rgb')
+    factor = max(1, round(_SIDE / min(image.shape[:2])))
+    if hasattr(visualizer, 'visualize_cls'):
+        how['rescale_factor'] = factor
+        visualizer.visualize_cls(image, sample, out_file=out_file, **how)
+        return
+    if factor > 1:
+        image, sample = _enlarge(image, sample, factor)
+    visualizer.add_datasample('picture', image, sample, out_file=out_file, **how)
 
 
 def _enlarge(image: np.ndarray, sample: Any, factor: int) -> tuple[np.ndarray, Any]:

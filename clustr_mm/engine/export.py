@@ -1,0 +1,179 @@
+"""Export: the backbone or a segmentation model as a graph, ``torch.export``'s or ONNX's."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clustr_mm.engine.errors import UserError
+from clustr_mm.models.exportable import make_exportable
+
+OPSET = 18
+# Pixels. Below, a stage has one cluster or one row of tokens, which would be a graph of its own.
+SMALLEST, LARGEST = 64, 2048
+LARGEST_BATCH = 256
+_PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
+
+
+class SegmentorGraph(nn.Module):
+    """A segmentation model of mmseg as images in, class scores out.
+
+    Args:
+        model: An ``EncoderDecoder``.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        from mmseg.models.utils import Upsample
+
+        self.model = copy.deepcopy(model)
+        for parent in list(self.model.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, Upsample) and child.scale_factor:
+                    # mmseg's turns the size into a Python integer, which ends a graph for any size.
+                    plain = nn.Upsample(None, child.scale_factor, child.mode, child.align_corners)
+                    setattr(parent, name, plain)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores of every class, (B, classes, H, W), of normalised images (B, 3, H, W)."""
+        scores = self.model.decode_head.forward(self.model.extract_feat(images))
+        corners = self.model.decode_head.align_corners
+        size = images.shape[2:]
+        return F.interpolate(scores, size=size, mode='bilinear', align_corners=corners)
+
+
+def to_program(module: nn.Module, size: Sequence[int], dynamic: bool = True) -> Any:
+    """Exports a module by ``torch.export``.
+
+    Args:
+        module: Takes images (B, 3, H, W); with ClusTR in it.
+        size: Height and width; with ``dynamic`` those of the example that is traced.
+        dynamic: Whether the graph serves any size; any batch it serves always.
+
+    Returns:
+        torch.export.ExportedProgram: The program.
+
+    Raises:
+        UserError: If the module, or this torch, cannot be exported like this.
+    """
+    if 'custom_translation_table' not in inspect.signature(torch.onnx.export).parameters:
+        raise UserError(f'torch {torch.__version__} is too old to export; use 2.9 or newer')
+    if dynamic and not all(SMALLEST <= side <= LARGEST for side in size):
+        raise UserError(
+            f'the shape is {size[0]} x {size[1]}; a graph for any size takes sides from '
+            f'{SMALLEST} to {LARGEST}, else export for one size with --static'
+        )
+    try:
+        exportable = make_exportable(module, dynamic)
+    except ValueError as error:
+        raise UserError(f'{error} (--static)') from error
+    dims = {0: torch.export.Dim('batch', min=1, max=LARGEST_BATCH)}
+    if dynamic:
+        dims[2] = torch.export.Dim('height', min=SMALLEST, max=LARGEST)
+        dims[3] = torch.export.Dim('width', min=SMALLEST, max=LARGEST)
+    images = torch.randn(2, 3, *size)  # a batch of 1 would be taken for a constant
+    try:
+        with torch.no_grad():
+            return torch.export.export(exportable, (images,), dynamic_shapes=(dims,), strict=False)
+    except (torch._dynamo.exc.UserError, TypeError) as error:
+        if not dynamic:
+            raise
+        line = next((line for line in str(error).splitlines() if line.strip()), '')
+        raise UserError(
+            f'{type(module).__name__} cannot be exported for any size ({line}); export it for one '
+            'with --static'
+        ) from error
+
+
+def to_onnx(program: Any, path: str) -> None:
+    """Writes a program as an ONNX model of opset 18, with the weights in it.
+
+    Args:
+        program: What ``to_program`` returned.
+        path: The file.
+
+    Raises:
+        UserError: If a package is missing.
+    """
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UserError(f'ONNX needs {", ".join(missing)}; pip install {" ".join(missing)}')
+    table: Any = {torch.ops.aten.sort.stable: _stable_sort}
+    with _quiet():
+        onnx_program = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=['images'],
+            custom_translation_table=table,
+        )
+        assert onnx_program is not None
+        onnx_program.save(path)
+
+
+def differences(
+    module: nn.Module, path: str, sizes: Sequence[Sequence[int]]
+) -> dict[tuple[tuple[int, ...], str], float]:
+    """Compares an ONNX model in ONNX Runtime with the module that it was made of.
+
+    Args:
+        module: The module in exportable form, in evaluation mode.
+        path: The ONNX model.
+        sizes: Heights and widths of images to compare on: one batch of noise and one of a single
+            colour for each.
+
+    Returns:
+        The largest difference of an output's element, by size and kind of image.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    found = {}
+    for batch, size in enumerate(sizes, 1):
+        generator = torch.Generator().manual_seed(batch)
+        noise = torch.randn(batch, 3, *size, generator=generator)
+        for kind, images in (('random', noise), ('flat', torch.full_like(noise, 0.7))):
+            outs = session.run(None, {'images': images.numpy()})
+            with torch.no_grad():
+                expected = module(images)
+            expected = [expected] if isinstance(expected, Tensor) else expected
+            found[tuple(size), kind] = max(
+                (torch.from_numpy(out) - each).abs().max().item()
+                for out, each in zip(outs, expected, strict=True)
+            )
+    return found
+
+
+def _stable_sort(
+    values: Any, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> Any:
+    """``aten::sort.stable`` in ONNX: TopK of all, which puts the lower of equal ones first."""
+    from onnxscript import opset18 as op
+
+    return op.TopK(values, op.Shape(values, start=dim), axis=dim, largest=int(descending), sorted=1)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's progress and its warnings about itself out of the output."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(level)

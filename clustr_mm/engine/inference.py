@@ -1,0 +1,237 @@
+"""One model on images, folders and videos, by the libraries' inferencers, with overlays written."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from clustr_mm.engine.config import load_config
+from clustr_mm.engine.errors import UserError
+from clustr_mm.engine.pictures import draw_sample
+from clustr_mm.models.checkpoint import load_strictly, read_checkpoint, state_dict_of
+
+# The library of every task.
+TASKS = {
+    'classification': 'mmpretrain',
+    'detection': 'mmdet',
+    'pose': 'mmpose',
+    'segmentation': 'mmseg',
+}
+IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
+
+Draw = Callable[[str, str], None]  # an image file to an overlay file
+
+
+class GivenBoxes:
+    """Stands where a pose inferencer has its detector, which it asks for every image's persons.
+
+    (The inferencer's own ``bboxes`` argument has no effect on a top-down model.)
+
+    Args:
+        boxes: [left, top, width, height] in pixels, one a person.
+    """
+
+    def __init__(self, boxes: Sequence[Sequence[float]]) -> None:
+        corners = [[x, y, x + w, y + h] for x, y, w, h in boxes]
+        self.boxes = np.asarray(corners, dtype=np.float32)
+
+    def __call__(self, image: Any, **kwargs: Any) -> dict[str, list]:
+        """Finds the same persons in every image, as mmdet's inferencer would."""
+        import torch
+        from mmdet.structures import DetDataSample
+        from mmengine.structures import InstanceData
+
+        boxes = torch.from_numpy(self.boxes)
+        labels = torch.zeros(len(boxes), dtype=torch.int64)
+        instances = InstanceData(bboxes=boxes, scores=torch.ones(len(boxes)), labels=labels)
+        return {'predictions': [DetDataSample(pred_instances=instances)]}
+
+
+def load_demo(
+    task: str,
+    config: str,
+    checkpoint: str,
+    device: str,
+    boxes: Sequence[Sequence[float]] = (),
+    detector: tuple[str, str, int] | None = None,
+    score: float = 0.3,
+) -> Draw:
+    """Loads a model as a function that draws what it predicts.
+
+    Args:
+        task: One of ``TASKS``.
+        config: Path of the model's config.
+        checkpoint: Path of a checkpoint that training wrote, with the classes' names.
+        device: Where the model runs.
+        boxes: The persons of a pose model's images, [left, top, width, height]; the same in all.
+        detector: Config, checkpoint and class index of a detector that finds them. With neither,
+            the whole image is one person.
+        score: The lowest score that is drawn, of boxes and of keypoints.
+
+    Returns:
+        The function.
+
+    Raises:
+        UserError: If the config is of another task, or the checkpoint names no classes.
+        CheckpointError: If the checkpoint does not fit the model.
+    """
+    inferencer = _load(TASKS[task], _config_for(task, config), checkpoint, device)
+    how: dict[str, Any] = dict(draw_gt=False)
+    if task == 'detection':
+        how['pred_score_thr'] = score
+    elif task == 'pose':
+        how |= dict(kpt_thr=score, draw_bbox=True)
+        if boxes:
+            inferencer.detector, inferencer.det_cat_ids = GivenBoxes(boxes), (0,)
+        elif detector is not None:
+            path, weights, category = detector
+            cfg = _config_for('detection', path)
+            inferencer.detector = _load('mmdet', cfg, weights, device)
+            inferencer.det_cat_ids = (category,)
+
+    def draw(image: str, overlay: str) -> None:
+        if task == 'pose':
+            (result,) = inferencer(image, return_datasamples=True, bbox_thr=score)
+            sample = result['predictions'][0]
+        else:
+            result = inferencer(image, return_datasamples=True)
+            result = result['predictions'] if isinstance(result, dict) else result
+            sample = result[0] if isinstance(result, list) else result
+        sample.set_metainfo({'img_path': image})
+        draw_sample(inferencer.visualizer, sample, overlay, **how)
+
+    return draw
+
+
+def _config_for(task: str, path: str) -> Config:
+    cfg = load_config(path)
+    scope = cfg.get('default_scope')
+    if scope != TASKS[task]:
+        of = next((name for name, library in TASKS.items() if library == scope), 'no known task')
+        raise UserError(f'config {path} is for {of}, not for {task}; give another config or task')
+    backbone = cfg.model.get('backbone') or {}
+    if 'init_cfg' in backbone:
+        backbone['init_cfg'] = None  # the checkpoint brings all weights
+    if task == 'pose':
+        # mmpose's inferencer looks for what its own configs say at their top.
+        dataset = cfg.test_dataloader.dataset
+        cfg.setdefault('dataset_type', dataset.type)
+        cfg.setdefault('data_mode', dataset.get('data_mode', 'topdown'))
+    return cfg
+
+
+def _load(library: str, cfg: Config, checkpoint: str, device: str) -> Any:
+    """A library's inferencer with a model whose weights are all from the checkpoint."""
+    content = read_checkpoint(checkpoint)
+    if 'dataset_meta' not in (content.get('meta') or {}):
+        raise UserError(
+            f'checkpoint {checkpoint} does not name its classes; give one that training wrote'
+        )
+    # They load what fits and print what does not; what does not is an error here.
+    scope = DefaultScope.overwrite_default_scope(library)
+    with scope, contextlib.redirect_stdout(io.StringIO()):
+        inferencer = _build(library, cfg, checkpoint, device)
+    load_strictly(inferencer.model, state_dict_of(content, checkpoint), checkpoint)
+    return inferencer
+
+
+def _build(library: str, cfg: Config, checkpoint: str, device: str) -> Any:
+    if library == 'mmdet':
+        from mmdet.apis import DetInferencer
+
+        return DetInferencer(cfg, checkpoint, device, show_progress=False)
+    if library == 'mmseg':
+        from mmseg.apis import MMSegInferencer
+
+        return MMSegInferencer(cfg, checkpoint, device=device, show_progress=False)
+    if library == 'mmpose':
+        from mmpose.apis import Pose2DInferencer
+
+        return Pose2DInferencer(cfg, checkpoint, device, det_model='whole_image')
+    from mmpretrain.apis import ImageClassificationInferencer
+    from mmpretrain.visualization import UniversalVisualizer
+
+    inferencer = ImageClassificationInferencer(cfg, checkpoint, device)
+    inferencer.visualizer = UniversalVisualizer()  # which it makes at its own first drawing
+    return inferencer
+
+
+def run_demo(draw: Draw, source: str, out_dir: str) -> Iterator[str]:
+    """Draws overlays of an image, of all images and videos in a folder, or of a video's frames.
+
+    Args:
+        draw: What :func:`load_demo` returned.
+        source: The file or folder.
+        out_dir: The folder of the overlays; each is named after its file.
+
+    Yields:
+        The overlays' paths, as they are written.
+
+    Raises:
+        UserError: If there is nothing to draw, or a file cannot be read.
+    """
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGES + VIDEOS)
+        if not files:
+            raise UserError(f'{source} has no image and no video in it; give another folder')
+    elif path.is_file():
+        files = [path]
+    else:
+        raise UserError(f'{source} does not exist; give an image, a folder or a video')
+    os.makedirs(out_dir, exist_ok=True)
+    for file in files:
+        overlay = os.path.join(out_dir, file.name)
+        if file.suffix.lower() in VIDEOS:
+            overlay = os.path.splitext(overlay)[0] + '.mp4'
+            _draw_video(draw, file, overlay)
+        else:
+            _check_image(file)
+            draw(str(file), overlay)
+        yield overlay
+
+
+def _check_image(file: Path) -> None:
+    import mmcv
+
+    if file.stat().st_size == 0 or mmcv.imread(str(file)) is None:
+        raise UserError(f'{file} is no image or video that can be read; leave it out')
+
+
+def _draw_video(draw: Draw, video: Path, overlay: str) -> None:
+    """Draws every frame; as a file, for not all inferencers read an array's colours alike."""
+    import cv2
+    import mmcv
+
+    frames = mmcv.VideoReader(str(video))
+    if not frames.opened or len(frames) == 0:
+        raise UserError(f'{video} is no video that can be read; leave it out')
+    writer = None
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = os.path.join(folder, 'frame.png'), os.path.join(folder, 'overlay.png')
+        partial = os.path.join(folder, 'overlay.mp4')
+        for frame in frames:
+            if frame is None:  # the container counts more frames than it holds
+                break
+            mmcv.imwrite(frame, before)
+            draw(before, after)
+            drawn = mmcv.imread(after)
+            if writer is None:
+                size = (drawn.shape[1], drawn.shape[0])
+                code = cv2.VideoWriter.fourcc(*'mp4v')
+                writer = cv2.VideoWriter(partial, code, frames.fps or 25.0, size)
+            writer.write(drawn)
+        if writer is None:
+            raise UserError(f'{video} has no frame that can be read; leave it out')
+        writer.release()
+        Path(overlay).write_bytes(Path(partial).read_bytes())

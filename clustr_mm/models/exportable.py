@@ -1,0 +1,118 @@
+"""The network in a form that other runtimes can run: one graph, standard operations, any size.
+
+Two things differ from training's form. Clustering has no control flow that depends on data
+(``clustr_mm/clustering/traceable.py``). Merging is a product with the matrix of memberships: what
+happens to sums into equal indices is a runtime's own affair.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from clustr_mm.clustering.merge import EPS, merge_single_tokens
+from clustr_mm.clustering.traceable import dpc_knn_traceable
+from clustr_mm.models.cluster_attention import ClusterAttention, Clusters, attend
+from clustr_mm.models.clustr import Block, ClusTR, Stage
+
+Module = TypeVar('Module', bound=nn.Module)
+
+
+class ExportableAttention(nn.Module):
+    """A cluster attention in exportable form, with the same results.
+
+    Args:
+        attention: The attention; its parameters are used as they are.
+        dynamic: Whether the graph must serve any number of tokens. Then every scale is clustered,
+            also where each token is a cluster of its own, and there can be no windows.
+
+    Raises:
+        ValueError: If ``dynamic`` is asked of an attention with windows.
+    """
+
+    def __init__(self, attention: ClusterAttention, dynamic: bool) -> None:
+        super().__init__()
+        if dynamic and attention.cluster_window is not None:
+            raise ValueError(
+                f'cluster_window is {attention.cluster_window}: windows depend on the size, which '
+                'a graph for any size does not know; export for one size, or set it to None'
+            )
+        attention.backend = 'traceable'
+        self.attention = attention
+        self.dynamic = dynamic
+
+    @torch.no_grad()
+    def cluster(self, x: Tensor, hw: tuple[int, int]) -> Clusters:
+        """Finds the clusters of tokens (B, N, C) of a map of H x W."""
+        if not self.dynamic:
+            return self.attention.cluster(x, hw)
+        counts = self.attention.num_clusters(x.shape[1])
+        labels = dpc_knn_traceable(x, counts, self.attention.k)
+        return Clusters(tuple(labels), counts)
+
+    def forward(self, x: Tensor, hw: tuple[int, int], clusters: Clusters) -> Tensor:
+        """Attends from all tokens to the clusters, (B, N, C) to (B, N, C)."""
+        own = self.attention
+        q = own.q(x)  # (B, N, C)
+        logits = own.token_weight(x).squeeze(-1)  # (B, N)
+        outs = []
+        for scale, kv in enumerate(own.kvs):
+            labels, count = clusters.labels[scale], clusters.num_clusters[scale]
+            if labels is None:
+                merged = merge_single_tokens(x, logits)
+            else:
+                merged = merge_by_product(x, labels, count, logits)  # (B, M, C)
+            if own.fine_scope == 'window' and scale > 0 and clusters.windows is not None:
+                outs.append(own._attend_in_windows(q, kv(merged), clusters.windows, scale))
+            else:
+                outs.append(attend(q, kv(merged), own.num_heads))
+        return own.proj(sum(outs[1:], outs[0]))
+
+
+def merge_by_product(x: Tensor, labels: Tensor, num_clusters: int, logits: Tensor) -> Tensor:
+    """Weighted mean of the tokens of every cluster, as ``merge_tokens``, by a matrix product.
+
+    Args:
+        x: Tokens, (B, N, C).
+        labels: Cluster of every token, (B, N) int64; every cluster has a token.
+        num_clusters: Number of clusters M; may be a symbol of a graph.
+        logits: Logarithms of the tokens' weights, (B, N).
+
+    Returns:
+        Cluster tokens, (B, M, C).
+    """
+    cluster = torch.arange(num_clusters, device=x.device)
+    member = labels[:, None, :] == cluster[:, None]  # (B, M, N)
+    l = logits[:, None, :].masked_fill(~member, -torch.inf)  # noqa: E741 - (B, M, N)
+    largest = l.amax(-1, keepdim=True)  # (B, M, 1)
+    weight = (l - largest).exp()  # (B, M, N), 0 outside of the cluster
+    total = weight.sum(-1, keepdim=True) + EPS * (-largest).exp()
+    return weight @ x / total
+
+
+def make_exportable(model: Module, dynamic: bool = True) -> Module:
+    """Copies a model with every cluster attention in exportable form, for evaluation.
+
+    Args:
+        model: A model with ClusTR in it, or a ClusTR. ``crop_padding`` is turned off: a graph does
+            not look for padding, so its images must all fill their batch.
+        dynamic: See ``ExportableAttention``.
+
+    Returns:
+        The copy, in evaluation mode.
+
+    Raises:
+        ValueError: If ``dynamic`` is asked of a backbone with windows.
+    """
+    model = copy.deepcopy(model).eval()
+    for backbone in [module for module in model.modules() if isinstance(module, ClusTR)]:
+        backbone.crop_padding = False
+        for stage in backbone.stages:
+            for each in cast(Stage, stage).blocks:
+                block = cast(Block, each)
+                if isinstance(block.attn, ClusterAttention):
+                    block.attn = cast(ClusterAttention, ExportableAttention(block.attn, dynamic))
+    return model

@@ -1,0 +1,200 @@
+"""Export: other runtimes compute what PyTorch does, at sizes that were not traced."""
+
+import runpy
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from clustr_mm import ClusTR, dpc_knn, merge_tokens
+from clustr_mm.engine import UserError
+from clustr_mm.engine.export import SegmentorGraph, differences, to_onnx, to_program
+from clustr_mm.models.exportable import make_exportable, merge_by_product
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / 'configs'
+TOOL = runpy.run_path(str(ROOT / 'tools' / 'export.py'))
+SMALL = dict(
+    embed_dims=(16, 32, 48, 64),
+    depths=(2, 1, 1, 1),
+    num_heads=(1, 2, 3, 4),
+    mlp_ratios=(2, 2, 2, 2),
+    reductions=(8, 4, 2, 1),
+)
+TOLERANCE = 1e-4
+SIZES = [(64, 64), (97, 131), (128, 128)]
+
+needs_onnx = pytest.mark.skipif(
+    any(find_spec(name) is None for name in ('onnx', 'onnxruntime', 'onnxscript')),
+    reason="the extra 'export' is not installed: pip install onnx onnxruntime onnxscript",
+)
+
+
+def small(**options) -> ClusTR:
+    torch.manual_seed(0)
+    return ClusTR(SMALL, **options).eval()
+
+
+@pytest.mark.parametrize(('tokens', 'counts'), [(97, (1, 6)), (784, (12, 49)), (48, (12, 48))])
+def test_traceable_clustering_is_the_definitions(tokens, counts):
+    torch.manual_seed(tokens)
+    x = torch.randn(2, tokens, 32)
+    expected = dpc_knn(x, counts, backend='reference')
+    for label, found in zip(expected, dpc_knn(x, counts, backend='traceable'), strict=True):
+        assert torch.equal(label, found)
+
+
+def test_equal_tokens_are_clustered_as_the_definition_does():
+    torch.manual_seed(0)
+    x = torch.randn(1, 6, 32)[:, torch.randint(6, (200,))]
+    expected = dpc_knn(x, (3, 40), backend='reference')
+    for label, found in zip(expected, dpc_knn(x, (3, 40), backend='traceable'), strict=True):
+        assert torch.equal(label, found)
+
+
+def test_merging_by_a_product_is_merging():
+    torch.manual_seed(0)
+    x, logits = torch.randn(2, 50, 8), 30 * torch.randn(2, 50)
+    labels = torch.stack([torch.randperm(50) % 7, torch.randperm(50) % 7])
+    expected = merge_tokens(x, labels, 7, logits)
+    assert torch.allclose(merge_by_product(x, labels, 7, logits), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('dynamic', [True, False])
+@pytest.mark.parametrize(
+    'options', [{}, dict(recluster_every=0), dict(scales=(1, 2, 4)), dict(crop_padding=True)],
+    ids=str,
+)  # fmt: skip
+def test_the_exportable_form_computes_the_same(options, dynamic):
+    model = small(**options)
+    images = torch.randn(2, 3, 65, 90)
+    with torch.no_grad():
+        found = make_exportable(model, dynamic)(images)
+        for map_, other in zip(model(images), found, strict=True):
+            assert torch.allclose(map_, other, atol=1e-5)
+
+
+def test_windows_are_for_one_size():
+    model = small(cluster_window=8, fine_scope='window')
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        found = make_exportable(model, dynamic=False)(images)
+        for map_, other in zip(model(images), found, strict=True):
+            assert torch.allclose(map_, other, atol=1e-5)
+    with pytest.raises(UserError, match='cluster_window is 8: windows depend on the size'):
+        to_program(model, (64, 96))
+
+
+@pytest.mark.parametrize('backend', [None, 'traceable'])
+def test_the_whole_backbone_compiles_without_a_break(backend):
+    from clustr_mm.clustering.native import can_run_native
+
+    if backend is None and can_run_native(torch.empty(1, 1, 1)) is not None:
+        pytest.skip('no C++ compiler: the tiled form has control flow')
+    model = small(backend=backend)
+    images = torch.randn(1, 3, 64, 64)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        explained = torch._dynamo.explain(model)(images)
+        assert (explained.graph_count, explained.graph_break_count) == (1, 0)
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+        for map_, other in zip(model(images), compiled(images), strict=True):
+            assert torch.allclose(map_, other, atol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def program():
+    return to_program(small(), (64, 96))
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_torch_export_serves_any_size_and_batch(program, size):
+    images, model = torch.randn(3, 3, *size), small()
+    with torch.no_grad():
+        for map_, other in zip(model(images), program.module()(images), strict=True):
+            assert torch.allclose(map_, other, atol=1e-5)
+
+
+@needs_onnx
+def test_onnx_runtime_computes_what_pytorch_does(program, tmp_path):
+    import onnx
+
+    path = str(tmp_path / 'backbone.onnx')
+    to_onnx(program, path)
+    model = onnx.load(path)
+    assert [each.version for each in model.opset_import if not each.domain] == [18]
+    assert not {node.op_type for node in model.graph.node} & {'Loop', 'If', 'ScatterND'}
+    # The default form itself, on noise; on a single colour the exportable one, whose ties are
+    # broken alike.
+    found = differences(small(), path, SIZES)
+    assert max(value for (_, kind), value in found.items() if kind == 'random') < TOLERANCE
+    found = differences(make_exportable(small()), path, SIZES)
+    assert len(found) == 6 and max(found.values()) < TOLERANCE
+
+
+@needs_onnx
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ('name', 'static'),
+    [('semfpn_clustr_t_ade20k', False), ('upernet_clustr_t_mini', True)],
+)
+def test_segmentation_models(name, static, tmp_path):
+    pytest.importorskip('mmseg')
+    cfg = Config.fromfile(str(CONFIGS / 'mmseg' / f'{name}.py'))
+    cfg.model.backbone.arch = SMALL
+    for part in ('neck', 'decode_head'):
+        if 'in_channels' in (cfg.model.get(part) or {}) and part == ('neck', 'decode_head')[static]:
+            cfg.model[part].in_channels = list(SMALL['embed_dims'])
+    cfg.model.auxiliary_head = None
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        graph = SegmentorGraph(MODELS.build(cfg.model)).eval()
+    path = str(tmp_path / 'model.onnx')
+    to_onnx(to_program(graph, (97, 131), dynamic=not static), path)
+    sizes = [(97, 131)] if static else SIZES
+    found = differences(make_exportable(graph, not static), path, sizes)
+    assert len(found) == 2 * len(sizes) and max(found.values()) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['mmseg/semfpn_clustr_t_ade20k.py', 'model.txt'], 'then the file to write'),
+        (['mmseg/semfpn_clustr_t_ade20k.py', 'a.onnx', 'b.onnx'], 'then the file to write'),
+        (['mmdet/mask_rcnn_clustr_t_mini.py', 'm.onnx'], 'exported with --backbone'),
+        (['mmpretrain/clustr_t_mini.py', 'm.onnx', '--backbone', '--shape', '20', '64'],
+         'takes sides from 64 to 2048'),
+    ],
+)  # fmt: skip
+def test_mistakes_are_said_in_one_line(arguments, message, tmp_path, monkeypatch):
+    pytest.importorskip('mmseg')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        TOOL['main']([str(CONFIGS / arguments[0]), *arguments[1:]])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_differs_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setitem(TOOL['main'].__globals__, 'to_onnx', lambda _, path: Path(path).touch())
+    monkeypatch.setitem(TOOL['main'].__globals__, 'to_program', lambda *_: None)
+    far = {((64, 64), 'random'): 2e-4, ((64, 64), 'flat'): 0.0}
+    monkeypatch.setitem(TOOL['main'].__globals__, 'differences', lambda *_: far)
+    with pytest.raises(UserError, match='differs from PyTorch by 2.0e-04'):
+        config = CONFIGS / 'mmpretrain' / 'clustr_t_mini.py'
+        TOOL['main']([str(config), str(tmp_path / 'm.onnx'), '--backbone'])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_difference_on_a_single_colour_is_told(capsys, monkeypatch):
+    monkeypatch.setitem(
+        TOOL['check'].__globals__,
+        'differences',
+        lambda *_: {((64, 64), 'random'): 1e-6, ((64, 64), 'flat'): 2e-3},
+    )
+    options = TOOL['parse_args'](['config.py', 'm.onnx'])
+    TOOL['check'](torch.nn.Identity(), 'm.onnx', options)
+    assert 'warning: on a single colour it differs by 2.0e-03' in capsys.readouterr().out

@@ -1,0 +1,137 @@
+"""The demo: overlays for every task, of images, folders and videos."""
+
+import runpy
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+
+from clustr_mm.engine import UserError
+from clustr_mm.engine.inference import TASKS, GivenBoxes, load_demo, run_demo
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = {
+    task: str(next((ROOT / 'configs' / library).glob('*_mini.py')))
+    for task, library in TASKS.items()
+}
+TOOL = runpy.run_path(str(ROOT / 'tools' / 'demo.py'))
+
+
+@pytest.fixture(scope='module')
+def checkpoints(tmp_path_factory):
+    """A checkpoint of random weights for a task, made when it is first asked for."""
+    folder, made = tmp_path_factory.mktemp('checkpoints'), {}
+
+    def make(task: str) -> str:
+        pytest.importorskip(TASKS[task])
+        if task not in made:
+            cfg = Config.fromfile(CONFIGS[task])
+            torch.manual_seed(0)
+            with DefaultScope.overwrite_default_scope(cfg.default_scope):
+                model = MODELS.build(cfg.model)
+                dataset = {**cfg.test_dataloader.dataset, 'lazy_init': True}
+                meta = DATASETS.build(dataset).metainfo
+            made[task] = str(folder / f'{task}.pth')
+            content = dict(state_dict=model.state_dict(), meta=dict(dataset_meta=meta))
+            torch.save(content, made[task])
+        return made[task]
+
+    return make
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """A photograph with a red and a blue half."""
+    pixels = np.zeros((80, 120, 3), np.uint8)
+    pixels[:, :60, 2], pixels[:, 60:, 0] = 200, 200  # BGR
+    path = tmp_path / 'photo.png'
+    cv2.imwrite(str(path), pixels)
+    return path
+
+
+@pytest.mark.parametrize('task', ['classification', 'detection', 'segmentation', 'pose'])
+def test_every_task_draws_an_overlay(task, checkpoints, photo, tmp_path):
+    boxes = [[5, 10, 40, 60], [60, 10, 40, 60]] if task == 'pose' else ()
+    draw = load_demo(task, CONFIGS[task], checkpoints(task), 'cpu', boxes, score=0.0)
+    (overlay,) = run_demo(draw, str(photo), str(tmp_path / 'out'))
+    assert overlay == str(tmp_path / 'out' / 'photo.png')
+    before, after = cv2.imread(str(photo)), cv2.imread(overlay)
+    factor = after.shape[0] // before.shape[0]
+    assert after.shape == (factor * 80, factor * 120, 3)
+    large = before.repeat(factor, 0).repeat(factor, 1).astype(int)
+    assert np.abs(after - large).max() > 60, 'nothing is drawn'
+    if task in ('classification', 'pose'):  # the others cover all: the photograph's own colours
+        assert np.median(np.abs(after - large)) < 30
+
+
+def test_persons_are_where_the_boxes_say(checkpoints, photo):
+    draw = load_demo('pose', CONFIGS['pose'], checkpoints('pose'), 'cpu', [[60, 10, 40, 60]])
+    inferencer = draw.__closure__[draw.__code__.co_freevars.index('inferencer')]
+    (result,) = inferencer.cell_contents(str(photo), return_datasamples=True)
+    seen = result['predictions'][0].pred_instances.bboxes
+    assert np.allclose(seen, [[60, 10, 100, 70]], atol=0.01)
+
+
+def test_a_detector_finds_the_persons(checkpoints, photo, tmp_path):
+    detector = (CONFIGS['detection'], checkpoints('detection'), 0)
+    draw = load_demo('pose', CONFIGS['pose'], checkpoints('pose'), 'cpu', detector=detector)
+    assert list(run_demo(draw, str(photo), str(tmp_path / 'out')))
+
+
+def test_given_boxes_are_corners():
+    (sample,) = GivenBoxes([[1, 2, 3, 4]])('image.jpg')['predictions']
+    assert sample.pred_instances.bboxes.tolist() == [[1, 2, 4, 6]]
+
+
+def test_a_folder_with_a_video(checkpoints, photo, tmp_path):
+    folder = tmp_path / 'folder'
+    folder.mkdir()
+    photo.rename(folder / 'b.png')
+    (folder / 'notes.txt').write_text('no image')
+    writer = cv2.VideoWriter(str(folder / 'a.avi'), cv2.VideoWriter.fourcc(*'MJPG'), 5.0, (120, 80))
+    for level in (0, 100, 200):
+        writer.write(np.full((80, 120, 3), level, np.uint8))
+    writer.release()
+    task = 'classification'
+    draw = load_demo(task, CONFIGS[task], checkpoints(task), 'cpu')
+    overlays = list(run_demo(draw, str(folder), str(tmp_path / 'out')))
+    assert [Path(each).name for each in overlays] == ['a.mp4', 'b.png']
+    video = cv2.VideoCapture(overlays[0])
+    assert video.get(cv2.CAP_PROP_FPS) == 5
+    frames = []
+    while (frame := video.read())[0]:
+        frames.append(np.median(frame[1]))
+    assert len(frames) == 3 and frames == sorted(frames) and frames[2] - frames[0] > 150
+
+
+@pytest.mark.parametrize('name', ['empty.jpg', 'broken.jpg', 'broken.mp4'])
+def test_a_broken_file_is_named_and_nothing_is_written(name, tmp_path):
+    (tmp_path / name).write_bytes(b'' if name == 'empty.jpg' else b'not what it says')
+    with pytest.raises(UserError, match=f'{name} .*leave it out'):
+        list(run_demo(lambda image, overlay: None, str(tmp_path / name), str(tmp_path / 'out')))
+    assert not list((tmp_path / 'out').iterdir())
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['pose', CONFIGS['detection'], 'x.pth', 'y.jpg'], 'is for detection, not for pose'),
+        (['pose', CONFIGS['pose'], 'x.pth', 'y.jpg'], 'x.pth'),
+        (['pose', CONFIGS['pose'], 'x.pth', 'y.jpg', '--det-config', 'c.py'], 'give both'),
+        (['detection', 'c.py', 'x.pth', 'y.jpg', '--box', '1', '2', '3', '4'], 'are for pose'),
+    ],
+)
+def test_mistakes_are_said_in_one_line(arguments, message):
+    with pytest.raises((UserError, ValueError), match=message):
+        TOOL['main']([*arguments, '--device', 'cpu'])
+
+
+def test_what_is_no_input_is_named(tmp_path):
+    with pytest.raises(UserError, match='nowhere does not exist'):
+        list(run_demo(lambda image, overlay: None, 'nowhere', str(tmp_path)))
+    with pytest.raises(UserError, match='has no image and no video in it'):
+        list(run_demo(lambda image, overlay: None, str(tmp_path), str(tmp_path / 'out')))

@@ -1,0 +1,140 @@
+"""Exports a segmentation model, or any model's backbone, as a graph for other runtimes.
+
+    python tools/export.py CONFIG [CHECKPOINT] OUT.onnx [--backbone] [--shape 224 224] [--static]
+
+OUT's ending says the format: .onnx (opset 18; needs onnx, onnxruntime and onnxscript) or .pt2
+(torch.export). The graph takes normalised images (B, 3, height, width), any batch, and with
+--static one size, else any from 64 pixels a side. It gives class scores of the images' size, or
+with --backbone the maps. An ONNX model is compared with PyTorch on noise and on a single colour, at
+three sizes where it takes any. It is not kept if they differ by more than 1e-4 on noise; more on
+a single colour, where rounding decides between tokens that are nearly equal, is a warning.
+
+The distances of all tokens are in memory at once, several times: 4 (H W / 16)^2 bytes each.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+import torch
+from mmengine.registry import MODELS, DefaultScope
+
+from clustr_mm.engine import UserError, run_tool
+from clustr_mm.engine.config import load_config
+from clustr_mm.engine.export import SegmentorGraph, differences, to_onnx, to_program
+from clustr_mm.models import ClusTR
+from clustr_mm.models.checkpoint import (
+    load_pretrained,
+    load_strictly,
+    read_checkpoint,
+    state_dict_of,
+)
+from clustr_mm.models.exportable import make_exportable
+
+WEIGHTS = ('.pth', '.safetensors')
+TOLERANCE = 1e-4
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='a config whose backbone is ClusTR')
+    parser.add_argument('paths', nargs='+', metavar='[CHECKPOINT] OUT')
+    parser.add_argument('--backbone', action='store_true', help='the backbone alone')
+    parser.add_argument(
+        '--shape', nargs=2, type=int, default=[224, 224], metavar=('H', 'W'),
+        help='of the example that is traced, and with --static of all images (224 224)',
+    )  # fmt: skip
+    parser.add_argument('--static', action='store_true', help='a graph for this shape alone')
+    parser.add_argument('--seed', type=int, default=0, help='of random weights')
+    return parser.parse_args(argv)
+
+
+def load_model(options: argparse.Namespace) -> torch.nn.Module:
+    """The module to export, with its weights."""
+    cfg = load_config(options.config)
+    settings = (cfg.get('model') or {}).get('backbone') or {}
+    if settings.get('type') != 'ClusTR':
+        raise UserError(f'config {options.config} has no model with the backbone ClusTR; give one')
+    settings.init_cfg = None
+    checkpoint = options.paths[0] if len(options.paths) == 2 else None
+    torch.manual_seed(options.seed)
+    if options.backbone:
+        backbone: ClusTR = MODELS.build(settings)
+        if checkpoint is not None:
+            load_pretrained(backbone, dict(checkpoint=checkpoint, prefix='backbone.'))
+        return backbone.eval()
+    if cfg.get('default_scope') != 'mmseg':
+        raise UserError(
+            f'config {options.config} is no segmentation model; its backbone can be exported with '
+            '--backbone'
+        )
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model)
+    if checkpoint is not None:
+        load_strictly(model, state_dict_of(read_checkpoint(checkpoint), checkpoint), checkpoint)
+    return SegmentorGraph(model).eval()
+
+
+def sizes_to_check(options: argparse.Namespace) -> list[tuple[int, int]]:
+    """The traced shape, and where others are served a smaller one and an odd one."""
+    height, width = options.shape
+    if options.static:
+        return [(height, width)]
+    return [(height, width), (max(64, height // 2), max(96, width // 2)), (97, 131)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse_args(argv)
+    warnings.filterwarnings('ignore')
+    out = options.paths[-1]
+    given = [path.endswith(WEIGHTS) for path in options.paths[:-1]]
+    if not out.endswith(('.onnx', '.pt2')) or given not in ([], [True]):
+        raise UserError(
+            f'{" ".join(options.paths)}: after the config comes the checkpoint (.pth or '
+            '.safetensors), or none, then the file to write (.onnx or .pt2)'
+        )
+    model = load_model(options)
+    program = to_program(model, options.shape, not options.static)
+    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
+    folder, name = os.path.split(out)
+    partial = os.path.join(folder, f'partial-{name}')
+    try:
+        if out.endswith('.pt2'):
+            torch.export.save(program, partial)
+        else:
+            to_onnx(program, partial)
+            check(make_exportable(model, not options.static), partial, options)
+        os.replace(partial, out)
+    finally:
+        if os.path.lexists(partial):
+            os.remove(partial)
+    print(f'{out}: {os.path.getsize(out) / 2**20:.1f} MiB')
+
+
+def check(module: torch.nn.Module, path: str, options: argparse.Namespace) -> None:
+    """Prints how far ONNX Runtime is from PyTorch, and refuses a model that is too far."""
+    found = differences(module, path, sizes_to_check(options))
+    for ((height, width), kind), difference in found.items():
+        print(f'{height} x {width}, {kind}: differs from PyTorch by {difference:.1e}')
+    noise, flat = (
+        max(value for (_, kind), value in found.items() if kind == wanted)
+        for wanted in ('random', 'flat')
+    )
+    if not noise <= TOLERANCE:
+        raise UserError(
+            f'ONNX Runtime differs from PyTorch by {noise:.1e}, more than {TOLERANCE:.0e}: nothing '
+            'is written'
+        )
+    if not flat <= TOLERANCE:
+        print(
+            f'warning: on a single colour it differs by {flat:.1e}, more than {TOLERANCE:.0e}: '
+            'tokens are nearly equal there, and rounding decides which become centres'
+        )
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))
