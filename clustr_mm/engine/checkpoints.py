@@ -61,6 +61,12 @@ class SafeCheckpointHook(CheckpointHook):
             _remove(self.file_backend, self.file_backend.join_path(self.out_dir, each))
 
     def _save_best_checkpoint(self, runner: Any, metrics: Mapping[str, float]) -> None:
+        for name in self.key_indicators if self.save_best and metrics else ():
+            if name != 'auto' and name not in metrics:
+                raise UserError(
+                    f'save_best is {name!r}, which this validation does not give; set '
+                    f'default_hooks.checkpoint.save_best to one of {", ".join(sorted(metrics))}'
+                )
         backend, self.file_backend = self.file_backend, _RemovesLater(self.file_backend)
         try:
             super()._save_best_checkpoint(runner, metrics)

@@ -14,6 +14,16 @@ from clustr_mm.engine import UserError
 from clustr_mm.engine.checkpoints import newest_checkpoint
 from clustr_mm.engine.runner import StrictRunner
 
+VALIDATION = dict(
+    val_cfg=dict(),
+    val_dataloader=dict(
+        batch_size=4,
+        dataset=dict(type='NoisyRows', length=4),
+        sampler=dict(type='DefaultSampler', shuffle=False),
+    ),
+    val_evaluator=dict(type='RisingScore'),
+)
+
 
 @pytest.fixture
 def trained(tmp_path):
@@ -93,15 +103,6 @@ def test_the_old_one_goes_when_the_new_one_is_there(tmp_path, monkeypatch):
 
 
 def test_the_old_best_goes_when_the_new_one_is_there(tmp_path, monkeypatch):
-    validation = dict(
-        val_cfg=dict(),
-        val_dataloader=dict(
-            batch_size=4,
-            dataset=dict(type='NoisyRows', length=4),
-            sampler=dict(type='DefaultSampler', shuffle=False),
-        ),
-        val_evaluator=dict(type='RisingScore'),
-    )
     whole, seen = StrictRunner.save_checkpoint, []
 
     def looks(self, out_dir, filename, *args, **kwargs):
@@ -111,7 +112,7 @@ def test_the_old_best_goes_when_the_new_one_is_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(StrictRunner, 'save_checkpoint', looks)
     saving = dict(save_best='acc', rule='greater')
-    run(make_config(tmp_path, epochs=True, saving=saving, **validation))
+    run(make_config(tmp_path, epochs=True, saving=saving, **VALIDATION))
     assert seen == [0, 1, 1]
     assert [path.name for path in tmp_path.glob('best_*.pth')] == ['best_acc_iter_12.pth']
 
@@ -149,3 +150,9 @@ def test_a_file_system_that_takes_no_more_ends_in_one_line(trained):
     assert 'iter_12.pth' in errors[0] and 'iter_11.pth, which is whole' in errors[0]
     assert (trained / 'iter_11.pth').read_bytes() == before
     assert not list(trained.glob('*.part'))
+
+
+def test_a_score_that_no_validation_gives_is_named_with_those_it_gives(tmp_path):
+    cfg = make_config(tmp_path, epochs=True, saving=dict(save_best='coco/segm_mAP'), **VALIDATION)
+    with pytest.raises(UserError, match="save_best is 'coco/segm_mAP'.* to one of acc$"):
+        run(cfg)
