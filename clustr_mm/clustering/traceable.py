@@ -19,9 +19,9 @@ from clustr_mm.clustering.reference import (
     log_density,
 )
 
-# Tokens whose squared distance is less than this share of their squared norms are taken for equal:
-# it is what rounding leaves of a difference of 0.
-_SAME = 1e-5
+# Tokens whose squared distance is less than this share of their squared norms, in units of the
+# dtype's precision, are taken for equal: it is what rounding leaves of a difference of 0.
+_SAME = 84
 
 
 def dpc_knn_traceable(x: Tensor, num_clusters: Sequence[int], k: int) -> list[Tensor]:
@@ -36,11 +36,13 @@ def dpc_knn_traceable(x: Tensor, num_clusters: Sequence[int], k: int) -> list[Te
         For each count the cluster of every token, (B, N) int64: the rank of its centre.
     """
     tokens = x.shape[1]
-    x = x - x.mean(1, keepdim=True)  # smaller norms, less cancellation
+    # Smaller norms, less cancellation. A token near the mean, not the mean: ties stay exact.
+    offset = (x - x.mean(1, keepdim=True)).square().sum(-1)  # (B, N)
+    x = x - x.gather(1, offset.argmin(1)[:, None, None].expand(-1, 1, x.shape[-1]))
     norm2 = x.square().sum(-1)  # (B, N)
     sums = norm2[:, :, None] + norm2[:, None, :]  # (B, N, N)
     d2 = sums - 2 * (x @ x.transpose(1, 2))
-    d2 = d2.masked_fill(d2 < _SAME * sums, 0)
+    d2 = d2.masked_fill(d2 < _SAME * torch.finfo(d2.dtype).eps * sums, 0)
     index = torch.arange(tokens, device=x.device)
     itself = index[:, None] == index  # (N, N)
     d2 = (d2 / x.shape[-1]).masked_fill(itself, 0)  # (B, N, N)

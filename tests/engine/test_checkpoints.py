@@ -136,7 +136,7 @@ def test_a_file_system_that_takes_no_more_ends_in_one_line(trained):
     (trained / 'iter_12.pth').unlink()
     done = subprocess.run(
         [sys.executable, '-W', 'ignore', '-c', FULL_DISK, str(trained)],
-        env={**os.environ, 'PYTHONPATH': f'{Path(__file__).parent}:{os.environ["PYTHONPATH"]}'},
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent), *sys.path])},
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
