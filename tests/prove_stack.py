@@ -24,11 +24,7 @@ TASKS = {
     'ade20k': (
         'mmseg/upernet_clustr_t_mini.py',
         'iter_2.pth',
-        [
-            'train_cfg.max_iters=2', 'train_cfg.val_interval=2',
-            # mmsegmentation 1.2.2 looks up a weight for the label 255 of what is to be ignored.
-            'model.decode_head.loss_decode.class_weight=None',
-        ],
+        ['train_cfg.max_iters=2', 'train_cfg.val_interval=2'],
     ),
     'coco': ('mmdet/mask_rcnn_clustr_t_mini.py', 'epoch_1.pth', EPOCH),
     'coco_wholebody': ('mmpose/topdown_clustr_t_mini.py', 'epoch_1.pth', EPOCH),

@@ -21,7 +21,11 @@ model = dict(
         dropout_ratio=0.0,
         norm_cfg=dict(type='BN', requires_grad=True),
         # A thing covers a tenth of what the stuff does: without weights it is learnt last.
-        loss_decode=dict(class_weight=[1, 1, 1, 1, 1, 1, 3, 3, 3, 3, 3, 3]),
+        loss_decode=dict(
+            _delete_=True,
+            type='ClassWeightedCrossEntropy',
+            class_weight=[1, 1, 1, 1, 1, 1, 3, 3, 3, 3, 3, 3],
+        ),
     ),
     auxiliary_head=None,
 )
