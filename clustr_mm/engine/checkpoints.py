@@ -30,6 +30,18 @@ class SafeCheckpointHook(CheckpointHook):
 
     file_backend: Any
 
+    def before_train(self, runner: Any) -> None:
+        """Removes what a killed run was writing.
+
+        Args:
+            runner: The runner of the training.
+        """
+        super().before_train(runner)
+        if is_main_process() and self.file_backend.isdir(self.out_dir):
+            for name in list(self.file_backend.list_dir_or_file(self.out_dir)):
+                if name.endswith('.pth.part'):
+                    _remove(self.file_backend, self.file_backend.join_path(self.out_dir, name))
+
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:
         outdated = []
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:

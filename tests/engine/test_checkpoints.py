@@ -71,6 +71,13 @@ def test_newest_is_by_time_and_not_by_number(trained):
     assert newest_checkpoint(str(trained)) == str(trained / 'iter_3.pth')
 
 
+def test_what_a_killed_run_was_writing_is_removed(tmp_path):
+    (tmp_path / 'iter_7.pth.part').write_bytes(b'half')
+    (tmp_path / 'iter_8.pth.part').mkdir()  # as DeepSpeed's
+    run(make_config(tmp_path, epochs=False))
+    assert not list(tmp_path.glob('*.part'))
+
+
 def test_nothing_yet_is_a_start_and_nothing_whole_is_an_error(tmp_path):
     assert run(make_config(tmp_path / 'new', epochs=False, resume=True)).iter == 12
     folder = tmp_path / 'broken'
