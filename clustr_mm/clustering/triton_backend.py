@@ -218,6 +218,19 @@ def choose_tile(tokens: PreparedTokens, values: int) -> Tile:
     return Tile(rows, columns, threads // 32, stages, registers)
 
 
+def _tile_options(tokens: PreparedTokens, tile: Tile) -> dict[str, Any]:
+    """What K1, K2 and K3 are compiled and launched with."""
+    return dict(
+        PRECISION=tokens.precision,
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.columns,
+        BLOCK_C=tokens.block_c,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        maxnreg=tile.registers,
+    )
+
+
 @lru_cache
 def _limits(device: torch.device) -> tuple[int, int | None]:
     """Bytes of shared memory that a program may use, and registers that a thread may."""
@@ -318,13 +331,7 @@ def density(tokens: PreparedTokens, k: int, tile: Tile | None = None) -> Tensor:
         C=tokens.channels,
         WIDTH=width,
         NEIGHBOURS=k - 1,
-        PRECISION=tokens.precision,
-        BLOCK_M=tile.rows,
-        BLOCK_N=tile.columns,
-        BLOCK_C=tokens.block_c,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        maxnreg=tile.registers,
+        **_tile_options(tokens, tile),
     )
     return r
 
@@ -358,13 +365,7 @@ def score(tokens: PreparedTokens, r: Tensor, tile: Tile | None = None) -> Tensor
         padded,
         C=tokens.channels,
         WIDTH=width,
-        PRECISION=tokens.precision,
-        BLOCK_M=tile.rows,
-        BLOCK_N=tile.columns,
-        BLOCK_C=tokens.block_c,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        maxnreg=tile.registers,
+        **_tile_options(tokens, tile),
     )
     return result
 
@@ -398,13 +399,7 @@ def assign(
         tokens.tokens,
         padded,
         WIDTH=width,
-        PRECISION=tokens.precision,
-        BLOCK_M=tile.rows,
-        BLOCK_N=tile.columns,
-        BLOCK_C=tokens.block_c,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        maxnreg=tile.registers,
+        **_tile_options(tokens, tile),
     )
     return labels
 
