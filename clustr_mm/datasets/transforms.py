@@ -54,7 +54,7 @@ class CheckedStep:
         if on_error not in ON_ERROR:
             raise ValueError(f'on_error is {on_error!r}, must be one of {ON_ERROR}')
         self.on_error = on_error
-        self.name = _name(transform.get('type', ''))
+        self.name = type_name(transform.get('type', ''))
         self.transform: Callable[[dict], dict | None] = TRANSFORMS.build(transform)
 
     def __call__(self, results: dict) -> dict | None:
@@ -198,7 +198,7 @@ def guard_pipeline(
     def guard(steps: Sequence[dict], loaded: bool) -> list[dict]:
         out = []
         for step in steps:
-            name = _name(step.get('type', ''))
+            name = type_name(step.get('type', ''))
             if name in LOADERS:
                 step, loaded = dict(load, loader=step), True
             elif name in _CHECKED:
@@ -214,8 +214,15 @@ def guard_pipeline(
     return guard(pipeline, loaded=False)
 
 
-def _name(kind: str | type) -> str:
-    """A transform's type without its library."""
+def type_name(kind: str | type) -> str:
+    """A type's name without its library.
+
+    Args:
+        kind: As a config's ``type`` says it: a name, or the class itself.
+
+    Returns:
+        str: Its last part.
+    """
     return kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
 
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from clustr_mm.engine.errors import UserError
 from clustr_mm.models.checkpoint import CheckpointError, read_checkpoint, replace_durably
 
 # What a run goes on from; the best checkpoints hold no optimizer.
-_STEP = re.compile(r'(?!best_).*_\d+\.pth')
+_STEP = re.compile(r'(?!best_).*_(\d+)\.pth')
 _TRAINING_STATE = {'meta', 'message_hub', 'optimizer'}
 
 
@@ -109,6 +109,49 @@ class _RemovesLater:
     rmtree = remove
 
 
+def agree_on_start(runner: Any, find: Callable[[str], str | None]) -> None:
+    """Settles, for all processes alike, whether a runner goes on and from which checkpoint.
+
+    Args:
+        runner: The runner, before it loads. What the first process was asked for holds for all:
+            after a restart of several machines only some of them know of it.
+        find: Finds the checkpoint in the work folder where none is named.
+
+    Raises:
+        UserError: As ``find`` does.
+    """
+    if runner._has_loaded:
+        return
+    asked = [runner._resume, runner._load_from]
+    broadcast_object_list(asked)
+    runner._resume, runner._load_from = asked
+    if runner._resume and runner._load_from is None:
+        runner._load_from = find(runner.work_dir)
+        if runner._load_from is None:
+            runner._resume = False
+            runner.logger.info(f'No checkpoint in {runner.work_dir} yet: the run starts.')
+    if runner._resume:
+        runner.logger.warning(f'The run goes on from {runner._load_from}.')
+
+
+def warn_of_random_weights(runner: Any) -> None:
+    """Says so where a model starts from random weights.
+
+    Args:
+        runner: The runner, once it has loaded what it was asked to.
+    """
+    pretrained = any(
+        isinstance(cfg := getattr(module, 'init_cfg', None), dict)
+        and cfg.get('type') == 'Pretrained'
+        for module in runner.model.modules()
+    )
+    if not runner._has_loaded and not pretrained:
+        runner.logger.warning(
+            'The model starts from random weights: no pretrained ClusTR weights are public. '
+            '--init-from CKPT starts the backbone from a checkpoint.'
+        )
+
+
 def newest_checkpoint(folder: str) -> str | None:
     """Finds the newest whole checkpoint in a folder, for all processes.
 
@@ -136,8 +179,9 @@ def newest_checkpoint(folder: str) -> str | None:
 def find_newest(folder: Path) -> str | None:
     """Finds the newest whole checkpoint that a run in a folder can go on from.
 
-    Every file is read and verified, the newest first. One that is damaged is named in a line of
-    the log, and the one before it is taken.
+    That is the one that ``last_checkpoint`` names, unless a later one was written after it: times
+    alone mean nothing in a folder that was copied. Every file is read and verified. One that is
+    damaged is named in a line of the log, and the one before it is taken.
 
     Args:
         folder: The run's work folder.
@@ -162,7 +206,13 @@ def find_newest(folder: Path) -> str | None:
     }
     faults = []
     # By time, for a folder can hold a longer run's older checkpoints.
-    for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    newest_first = sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    if noted in found:
+        place = newest_first.index(noted)
+        later = [path for path in newest_first[:place] if _number(path) > _number(noted)]
+        before = [path for path in newest_first if path != noted and path not in later]
+        newest_first = [*later, noted, *before]
+    for path in newest_first:
         try:
             check_training_state(read_checkpoint(path), str(path))
             return str(path)
@@ -199,6 +249,12 @@ def check_training_state(checkpoint: Mapping[str, Any], source: str) -> None:
             f'{source} holds weights but no training state, so --resume cannot go on from it; '
             'start a new run from its backbone with --init-from'
         )
+
+
+def _number(path: Path) -> int:
+    """The epoch or iteration in a checkpoint's name."""
+    match = _STEP.fullmatch(path.name)
+    return int(match[1]) if match else -1
 
 
 def _remove(backend: Any, path: str) -> None:

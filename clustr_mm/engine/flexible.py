@@ -13,7 +13,11 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, find_latest_checkpoint
 
 from clustr_mm.engine import fsdp  # noqa: F401 - it registers
-from clustr_mm.engine.checkpoints import newest_checkpoint
+from clustr_mm.engine.checkpoints import (
+    agree_on_start,
+    newest_checkpoint,
+    warn_of_random_weights,
+)
 from clustr_mm.engine.devices import start_cpu_processes
 from clustr_mm.engine.errors import UserError
 from clustr_mm.models.checkpoint import replace_durably
@@ -80,13 +84,9 @@ class StrictFlexibleRunner(FlexibleRunner):
         Raises:
             UserError: If a run is to go on and none of its checkpoints is whole.
         """
-        if self._resume and self._load_from is None and not self._has_loaded:
-            find = find_latest_checkpoint if self._saves_folders() else newest_checkpoint
-            self._load_from = find(self.work_dir)
-            if self._load_from is None:
-                self._resume = False
-                self.logger.info(f'No checkpoint in {self.work_dir} yet: the run starts.')
+        agree_on_start(self, find_latest_checkpoint if self._saves_folders() else newest_checkpoint)
         super().load_or_resume()
+        warn_of_random_weights(self)
 
     def _saves_folders(self) -> bool:
         """Whether the processes write a checkpoint together, and what is in it only they know."""

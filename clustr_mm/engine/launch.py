@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import find_latest_checkpoint
 
@@ -33,13 +32,12 @@ def train(arguments: Sequence[str] | None = None) -> Any:
         UserError: If the user can mend what went wrong.
     """
     cfg = _training_config(arguments)
+    if cfg.get('train_dataloader') is None or cfg.get('train_cfg') is None:
+        raise UserError(f'config {cfg.filename} has no train_dataloader or train_cfg to train with')
     with explained(cfg):
         config.guard_data(cfg, ('train', 'val'))
         make_resumable(cfg)
-        if cfg.get('strategy'):
-            print_log('numerics_guard: off, for no process sees a whole gradient with a strategy')
-        else:
-            guard_numerics(cfg)
+        guard_numerics(cfg)
         runner = build_runner(cfg)
         runner.train()
     return runner

@@ -1,24 +1,27 @@
 """The guard against losses and gradients that are no numbers."""
 
+import logging
 import math
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from clustr_mm.engine.config import add_hook
 from clustr_mm.engine.errors import UserError
 from clustr_mm.engine.seeding import random_state
 from clustr_mm.models.checkpoint import replace_durably
+from clustr_mm.models.unwrapping import unwrapped
 
 _SHOWN = 4  # file names in a message
 
@@ -56,6 +59,7 @@ class NumericsGuardHook(Hook):
         self.keep = keep
         self._in_a_row = 0
         self._written = 0
+        self._made = False  # the optimizer's step
         self._left_out = False
         self._scale = math.inf
         self._buffers: list[Tensor] = []
@@ -78,8 +82,8 @@ class NumericsGuardHook(Hook):
             batch_idx: Not used.
             data_batch: Not used.
         """
-        self._left_out = False
-        self._buffers = [buffer.clone() for buffer in _model(runner).buffers()]
+        self._made = self._left_out = False
+        self._buffers = [buffer.clone() for buffer in unwrapped(runner.model).buffers()]
         self._chance = random_state()
 
     def after_train_iter(
@@ -99,34 +103,47 @@ class NumericsGuardHook(Hook):
         losses = {
             name: float(torch.as_tensor(value).detach()) for name, value in (outputs or {}).items()
         }
-        wrong = [name for name, value in losses.items() if not math.isfinite(value)]
+        # Of the values logged, mmengine trains on those whose names say loss.
+        wrong = [n for n, value in losses.items() if 'loss' in n and not math.isfinite(value)]
         if not wrong and not self._left_out and self._gradients_finite(runner):
             self._in_a_row = 0
             return
         self._in_a_row += 1
-        for buffer, before in zip(_model(runner).buffers(), self._buffers, strict=True):
+        for buffer, before in zip(unwrapped(runner.model).buffers(), self._buffers, strict=True):
             buffer.copy_(before)
         for wrapper in _wrappers(runner):
             wrapper.zero_grad()  # those of a step that is still being accumulated
         files = batch_files(data_batch)
         what = f'the loss ({", ".join(wrong)})' if wrong else 'a gradient'
-        shown = ', '.join(files[:_SHOWN]) + (f' and {len(files) - _SHOWN} more' * (len(files) > 4))
-        fault = f'{what} of step {runner.iter + 1} is infinite or no number; its batch: {shown}'
+        fault = f'{what} of step {runner.iter + 1} is infinite or no number; '
+        if wrong or get_world_size() == 1:
+            more = f' and {len(files) - _SHOWN} more' if len(files) > _SHOWN else ''
+            fault += f'its batch: {", ".join(files[:_SHOWN])}{more}'
+        else:  # the sum over all processes is what everyone sees
+            fault += 'which process it comes from is for tools/replay.py to tell'
+        path = None
         if self._written < self.keep:
             path = self._write(runner, data_batch, losses, files)
-            fault += f'; python tools/replay.py {path} computes it again'
+        if path is not None:
+            fault += f'; python tools/replay.py {shlex.quote(str(path))} computes it again'
         if self.stop_after is not None and self._in_a_row >= self.stop_after:
             raise UserError(
-                f'{fault}; stopped after {self._in_a_row} such steps in a row, none of which '
-                'changed the weights (numerics_guard.stop_after)'
+                f'{fault}; stopped after {self._in_a_row} such steps in a row '
+                '(numerics_guard.stop_after)'
             )
-        runner.logger.warning(f'left out a step: {fault}')
+        done = 'made a step, for its gradients are finite' if self._made else 'left out a step'
+        # Of other processes than the first, mmengine shows errors only.
+        level = logging.ERROR if wrong and get_rank() else logging.WARNING
+        runner.logger.log(level, f'{done}: {fault}')
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Takes the gradients away from a step that they would spoil."""
-        if getattr(optimizer, 'found_inf', None) is not None:
-            return  # a fused optimizer asks the gradient scaler itself
-        if not all_finite(_gradients(optimizer)):
+        found_inf = getattr(optimizer, 'found_inf', None)
+        if found_inf is not None:  # a fused optimizer asks the gradient scaler itself
+            self._made = not found_inf.item()
+        elif all_finite(_gradients(optimizer)):
+            self._made = True
+        else:
             self._left_out = True
             optimizer.zero_grad(set_to_none=True)
 
@@ -141,16 +158,18 @@ class NumericsGuardHook(Hook):
                 return False
         return True
 
-    def _write(self, runner: Any, batch: Any, losses: dict[str, float], files: list[str]) -> Path:
-        """Writes what replay.py needs."""
-        folder = Path(runner.work_dir) / 'numerics'
-        folder.mkdir(exist_ok=True)
-        path = folder / f'step_{runner.iter + 1}_process_{get_rank()}.pth'
+    def _write(
+        self, runner: Any, batch: Any, losses: dict[str, float], files: list[str]
+    ) -> Path | None:
+        """Writes what replay.py needs, if the disk takes it."""
+        path = (
+            Path(runner.work_dir) / 'numerics' / f'step_{runner.iter + 1}_process_{get_rank()}.pth'
+        )
         first = next(_wrappers(runner))
         autocast = str(first.cast_dtype) if isinstance(first, AmpOptimWrapper) else None
         content = {
             'cfg': runner.cfg.to_dict(),
-            'state_dict': {k: v.cpu() for k, v in _model(runner).state_dict().items()},
+            'state_dict': {k: v.cpu() for k, v in unwrapped(runner.model).state_dict().items()},
             'batch': batch,
             'random_state': self._chance,
             'losses': losses,
@@ -159,11 +178,14 @@ class NumericsGuardHook(Hook):
         }
         part = path.with_name(f'{path.name}.part')
         try:
+            path.parent.mkdir(exist_ok=True)
             torch.save(content, part)
             replace_durably(part, path)
         except (OSError, RuntimeError) as error:  # a full disk shall not hide what happened
-            part.unlink(missing_ok=True)
+            if part.is_file():
+                part.unlink()
             runner.logger.warning(f'{path} could not be written: {error}')
+            return None
         self._written += 1
         return path
 
@@ -179,7 +201,11 @@ def guard_numerics(cfg: Config) -> None:
             ``NumericsGuardHook``, and None leaves it out.
     """
     arguments = cfg.get('numerics_guard', {})
-    if arguments is not None and 'strategy' not in cfg:
+    if arguments is None:
+        return
+    if cfg.get('strategy'):
+        print_log('numerics_guard: off, for no process sees a whole gradient with a strategy')
+    else:
         add_hook(cfg, dict(type='NumericsGuardHook', **arguments))
 
 
@@ -218,10 +244,6 @@ def _wrappers(runner: Any) -> Iterator[OptimWrapper]:
     yield from (
         wrapper.optim_wrappers.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
     )
-
-
-def _model(runner: Any) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _gradients(optimizer: Optimizer) -> Iterator[Tensor]:

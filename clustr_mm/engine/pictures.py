@@ -40,6 +40,8 @@ class PictureHook(Hook):
     def before_test(self, runner: Any) -> None:
         """Makes the folder, and tells a pose visualizer about its keypoints."""
         os.makedirs(self.out_dir, exist_ok=True)
+        self._batches = len(runner.test_loop.dataloader)
+        self._most_batches = max(all_gather_object(self._batches))
         # The test loop has told it; but mmpose's draws by what this method works out.
         tell = getattr(runner.visualizer, 'set_dataset_meta', None)
         if tell is not None and 'skeleton_style' in inspect.signature(tell).parameters:
@@ -49,7 +51,14 @@ class PictureHook(Hook):
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Sequence | None = None
     ) -> None:
         """Draws one batch, of all processes, in the first one (visualizers draw only there)."""
-        gathered = all_gather_object([sample.cpu() for sample in outputs or ()])
+        self._draw_all(runner, [sample.cpu() for sample in outputs or ()])
+        if batch_idx + 1 == self._batches:
+            for _ in range(self._batches, self._most_batches):  # others have more
+                self._draw_all(runner, [])
+
+    def _draw_all(self, runner: Any, samples: list[Any]) -> None:
+        """Draws the samples of all processes in the first one."""
+        gathered = all_gather_object(samples)
         if not is_main_process():
             return
         # Processes take turns at the images, so taking turns at them gives the order back.
@@ -149,3 +158,4 @@ def _names(path: str) -> Iterator[str]:
     parts = os.path.splitext(os.path.abspath(path))[0].strip(os.sep).split(os.sep)
     for start in range(len(parts) - 1, -1, -1):
         yield '_'.join(parts[start:]) + '.jpg'
+    yield os.path.abspath(path).strip(os.sep).replace(os.sep, '_') + '.jpg'  # with its own ending

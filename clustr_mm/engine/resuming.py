@@ -6,23 +6,25 @@ validation that the stop came before.
 """
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.dist import get_world_size
+from mmengine.dist import broadcast_object_list, get_world_size, is_main_process, master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import BatchSampler
 
+from clustr_mm.datasets.transforms import type_name
 from clustr_mm.engine import checkpoints  # noqa: F401 - it registers
 from clustr_mm.engine.config import add_hook
 from clustr_mm.engine.errors import UserError
 from clustr_mm.engine.seeding import SeededSampler
+from clustr_mm.models.unwrapping import unwrapped
 
 _DONE = 'epoch_batches_done'  # of how many, in the message hub, which every checkpoint holds
-_VALIDATED = 'last_validation'
+_VALIDATED = 'last_validation'  # a file in the work folder: the epoch or iteration
 
 
 def make_resumable(cfg: Config) -> None:
@@ -32,16 +34,16 @@ def make_resumable(cfg: Config) -> None:
         cfg: The config, changed in place: its names of mmengine's own parts become ours.
     """
     loader = cfg.train_dataloader
-    if loader.dataset.type != 'SeededDataset':
+    if not _is(loader.dataset, 'SeededDataset'):
         loader.dataset = dict(type='SeededDataset', dataset=loader.dataset)
         loader.sampler = dict(type='SeededSampler', sampler=loader.sampler)
     loop = cfg.train_cfg
-    if loop.get('type') == 'EpochBasedTrainLoop' or loop.get('by_epoch'):
+    if _is(loop, 'EpochBasedTrainLoop') or loop.get('by_epoch'):
         loop.pop('by_epoch', None)
         loop.type = 'ResumableEpochLoop'
     hooks = cfg.setdefault('default_hooks', {})
     saving = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
-    if saving is not None and saving.type == 'CheckpointHook':
+    if saving is not None and _is(saving, 'CheckpointHook'):
         saving.type = 'SafeCheckpointHook'
     for name in ('SeedHook', 'ResumeHook', 'MissedValidationHook'):
         add_hook(cfg, dict(type=name))
@@ -93,7 +95,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 
 @HOOKS.register_module()
 class ResumeHook(Hook):
-    """Keeps gradients that wait for their step, and notes which validations were done."""
+    """Keeps gradients that wait for their step."""
 
     def __init__(self) -> None:
         self._gradients: dict[str, Any] = {}
@@ -111,7 +113,7 @@ class ResumeHook(Hook):
         if 'optimizer' in checkpoint and get_world_size() == 1:
             waiting = {
                 name: parameter.grad.cpu()
-                for name, parameter in runner.model.named_parameters()
+                for name, parameter in unwrapped(runner.model).named_parameters()
                 if parameter.grad is not None
             }
             if waiting:
@@ -133,28 +135,17 @@ class ResumeHook(Hook):
             runner: The runner of the training.
         """
         if runner._resume and get_world_size() == 1:
-            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-            for name, parameter in model.named_parameters():
+            for name, parameter in unwrapped(runner.model).named_parameters():
                 if name in self._gradients:
                     parameter.grad = self._gradients[name].to(parameter.device)
         self._gradients = {}
-
-    def after_val_epoch(self, runner: Any, metrics: dict | None = None) -> None:
-        """Notes that this point of the run has been validated.
-
-        Args:
-            runner: The runner of the training.
-            metrics: Not used.
-        """
-        if runner._train_loop is not None and not isinstance(runner._train_loop, dict):
-            runner.message_hub.update_info(_VALIDATED, _place(runner)[0])
 
 
 @HOOKS.register_module()
 class MissedValidationHook(Hook):
     """Validates before the training goes on, where the stop came before the validation."""
 
-    priority = 'LOWEST'  # when every other hook is ready
+    priority = 'LOWEST'  # when every other hook is ready, and has done its part of a validation
 
     def before_train(self, runner: Any) -> None:
         """Validates, if this point of the run asks for it and has not been validated.
@@ -162,16 +153,39 @@ class MissedValidationHook(Hook):
         Args:
             runner: The runner of the training.
         """
+        note = Path(runner.work_dir, _VALIDATED)
         if not runner._resume or runner.val_loop is None:
+            if is_main_process():
+                note.unlink(missing_ok=True)  # an earlier run's
             return
+        validated = [note.read_text() if is_main_process() and note.is_file() else '']
+        broadcast_object_list(validated)
         loop, known = runner.train_loop, runner.message_hub.runtime_info
         loop._decide_current_val_interval()
         reached, end = _place(runner)
         in_an_epoch = known.get(_DONE, [0])[0] > 0
         due = reached >= loop.val_begin and (reached % loop.val_interval == 0 or reached == end)
-        if due and not in_an_epoch and known.get(_VALIDATED) != reached:
+        if due and not in_an_epoch and validated != [str(reached)]:
             runner.logger.info('Validating, which the stop came before.')
             runner.val_loop.run()
+
+    @master_only
+    def after_val_epoch(self, runner: Any, metrics: dict | None = None) -> None:
+        """Notes that this point of the run has been validated.
+
+        Not in the checkpoint, which is written before the validation.
+
+        Args:
+            runner: The runner of the training.
+            metrics: Not used.
+        """
+        if runner._train_loop is not None and not isinstance(runner._train_loop, dict):
+            Path(runner.work_dir, _VALIDATED).write_text(str(_place(runner)[0]))
+
+
+def _is(part: dict, name: str) -> bool:
+    """Whether a part of a config is of a type, named with or without its library, or given."""
+    return type_name(part.get('type', '')) == name
 
 
 def _place(runner: Any) -> tuple[int, int]:

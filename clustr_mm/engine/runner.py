@@ -11,12 +11,17 @@ from typing import Any
 from mmengine.device import get_device
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from clustr_mm.engine.checkpoints import check_training_state, find_newest, newest_checkpoint
+from clustr_mm.engine.checkpoints import (
+    agree_on_start,
+    check_training_state,
+    find_newest,
+    newest_checkpoint,
+    warn_of_random_weights,
+)
 from clustr_mm.engine.devices import replace_sync_batchnorm, start_cpu_processes
 from clustr_mm.engine.errors import UserError
 from clustr_mm.models.checkpoint import (
@@ -26,6 +31,7 @@ from clustr_mm.models.checkpoint import (
     replace_durably,
     state_dict_of,
 )
+from clustr_mm.models.unwrapping import unwrapped
 
 
 @RUNNERS.register_module()
@@ -61,22 +67,9 @@ class StrictRunner(Runner):
         Raises:
             UserError: If a run is to go on and none of its checkpoints is whole.
         """
-        if self._resume and self._load_from is None and not self._has_loaded:
-            self._load_from = newest_checkpoint(self.work_dir)
-            if self._load_from is None:
-                self._resume = False
-                self.logger.info(f'No checkpoint in {self.work_dir} yet: the run starts.')
+        agree_on_start(self, newest_checkpoint)
         super().load_or_resume()
-        pretrained = any(
-            isinstance(cfg := getattr(module, 'init_cfg', None), dict)
-            and cfg.get('type') == 'Pretrained'
-            for module in self.model.modules()
-        )
-        if not self._has_loaded and not pretrained:
-            self.logger.warning(
-                'The model starts from random weights: no pretrained ClusTR weights are public. '
-                '--init-from CKPT starts the backbone from a checkpoint.'
-            )
+        warn_of_random_weights(self)
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Goes on from a checkpoint.
@@ -121,10 +114,7 @@ class StrictRunner(Runner):
             # Old versions of mmengine kept a config there, and resuming runs it.
             checkpoint['meta'].pop('config', None)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        model = self.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
-        load_strictly(model, state_dict_of(checkpoint, filename), filename)
+        load_strictly(unwrapped(self.model), state_dict_of(checkpoint, filename), filename)
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return checkpoint

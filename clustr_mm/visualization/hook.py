@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
+from clustr_mm.models.unwrapping import unwrapped
 from clustr_mm.visualization.clusters import show_clusters
 
 
@@ -61,9 +61,7 @@ class ClusterPictureHook(Hook):
         """
         if batch_idx > 0:
             return
-        model = runner.model
-        while is_model_wrapper(model):
-            model = model.module
+        model = unwrapped(runner.model)
         for index, pixels in enumerate(data_batch['inputs'][: self.images]):
             photo = pixels.cpu().numpy().transpose(1, 2, 0)[..., ::-1]  # (H, W, 3) RGB
             sheet = show_clusters(

@@ -71,6 +71,16 @@ def test_newest_is_by_time_and_not_by_number(trained):
     assert newest_checkpoint(str(trained)) == str(trained / 'iter_3.pth')
 
 
+def test_in_a_copied_folder_the_note_is_believed(trained):
+    for step in range(1, 13):  # copied in the other order
+        os.utime(trained / f'iter_{step}.pth', (99 - step, 99 - step))
+    assert newest_checkpoint(str(trained)) == str(trained / 'iter_12.pth')
+    (trained / 'last_checkpoint').write_text(str(trained / 'iter_5.pth'))
+    # A kill came between this one and its note.
+    os.utime(trained / 'iter_6.pth', (999, 999))
+    assert newest_checkpoint(str(trained)) == str(trained / 'iter_6.pth')
+
+
 def test_what_a_killed_run_was_writing_is_removed(tmp_path):
     (tmp_path / 'iter_7.pth.part').write_bytes(b'half')
     (tmp_path / 'iter_8.pth.part').mkdir()  # as DeepSpeed's

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPERS
@@ -13,7 +14,7 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from clustr_mm.engine import UserError
-from clustr_mm.engine.numerics import all_finite
+from clustr_mm.engine.numerics import all_finite, guard_numerics
 from clustr_mm.engine.replay import replay, report
 from clustr_mm.engine.runner import StrictRunner
 from clustr_mm.models.checkpoint import CheckpointError
@@ -212,6 +213,41 @@ def test_files_for_replay_run_nothing(tmp_path):
     torch.save(dict(state_dict={}), tmp_path / 'z.pth')
     with pytest.raises(UserError, match='numerics/'):
         replay(str(tmp_path / 'z.pth'))
+
+
+def test_a_value_that_is_no_loss_is_no_fault(tmp_path):
+    runner = make_runner(tmp_path, [1, 2])
+    forward = runner.model.forward
+    runner.model.forward = lambda *args, **kwargs: dict(
+        forward(*args, **kwargs), psnr=torch.tensor(float('inf'))
+    )
+    runner.train()
+    assert 'infinite' not in log_of(runner)
+
+
+def test_a_step_that_is_made_is_not_said_to_be_left_out(tmp_path):
+    runner = make_runner(tmp_path, [1, 2])
+    forward = runner.model.forward
+    runner.model.forward = lambda *args, **kwargs: dict(
+        forward(*args, **kwargs), loss_of_nothing=torch.tensor(NAN)
+    )
+    runner.train()
+    assert 'made a step, for its gradients are finite' in log_of(runner)
+
+
+def test_what_cannot_be_written_does_not_hide_the_fault(tmp_path):
+    (tmp_path / 'numerics').write_text('a file where the folder should be')
+    runner = make_runner(tmp_path, [1, NAN], dict(stop_after=1))
+    with pytest.raises(UserError, match='step 2 is infinite') as error:
+        runner.train()
+    assert 'replay.py' not in str(error.value)
+
+
+def test_a_run_without_a_strategy_is_guarded(capsys):
+    for strategy, guarded in ((None, True), (dict(type='FSDPStrategy'), False)):
+        cfg = Config(dict(strategy=strategy, custom_hooks=[]))
+        guard_numerics(cfg)
+        assert bool(cfg.custom_hooks) == guarded
 
 
 def test_all_finite():

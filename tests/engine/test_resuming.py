@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import EpochBasedTrainLoop
 from toy_run import make_config, run
 
 from clustr_mm.engine import UserError
@@ -121,6 +122,26 @@ def test_a_validation_that_was_not_reached_is_made_up_for(tmp_path, epochs):
     # And not twice.
     again = run(make_config(left, epochs, saving, resume=True, **changes))
     assert again.message_hub.get_scalar('val/acc').data[1].sum() == validations
+
+
+def test_a_validation_that_was_no_best_is_not_made_again(tmp_path):
+    changes = {'train_cfg.val_interval': 4, **VALIDATION, 'val_evaluator.type': 'FlatScore'}
+    saving = dict(save_best='acc', rule='greater')
+    done = run(make_config(tmp_path, False, saving, **changes))
+    assert done.message_hub.get_scalar('val/acc').data[1].sum() == 3
+    again = run(make_config(tmp_path, False, saving, resume=True, **changes))
+    assert 'val/acc' not in again.message_hub.log_scalars or (
+        again.message_hub.get_scalar('val/acc').data[1].sum() == 2
+    ), 'the two before the checkpoint, which it holds'
+
+
+def test_a_loop_given_as_a_class_is_resumable(tmp_path):
+    cfg = make_config(tmp_path, epochs=True)
+    cfg.train_cfg.type = EpochBasedTrainLoop
+    cfg.default_hooks.checkpoint.type = 'mmengine.CheckpointHook'
+    make_resumable(cfg)
+    assert cfg.train_cfg.type == 'ResumableEpochLoop'
+    assert cfg.default_hooks.checkpoint.type == 'SafeCheckpointHook'
 
 
 def test_a_dumped_config_runs_again(tmp_path):
