@@ -171,12 +171,20 @@ def metrics(folder):
 
 def compare_tests(task, trained, steps, data_root, folder, env):
     config, checkpoint = write_config(folder, task, steps), trained / f'iter_{steps}.pth'
-    options = ['--data-root', data_root, '--work-dir']
-    run('tools/dist_test.sh', config, checkpoint, 2, *options, folder / 'by_two', env=env)
-    run(sys.executable, 'tools/test.py', config, checkpoint, *options, folder / 'by_one', env=env)
+    starts = dict(
+        by_two=['tools/dist_test.sh', config, checkpoint, 2],
+        by_one=[sys.executable, 'tools/test.py', config, checkpoint],
+    )
+    for name, command in starts.items():
+        # The images are of an odd number: with pose the processes' shares differ.
+        options = ['--work-dir', folder / name, '--show-dir', folder / name / 'pictures']
+        run(*command, '--data-root', data_root, *options, env=env)
     found = metrics(folder / 'by_two')
     assert found == metrics(folder / 'by_one')
     assert len(found) > 2
+    by_two, by_one = (sorted(os.listdir(folder / name / 'pictures')) for name in starts)
+    assert by_two == by_one
+    assert by_one
 
 
 def test_two_processes_are_one_with_accumulation(data, tmp_path, environment):

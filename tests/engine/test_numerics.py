@@ -58,25 +58,35 @@ class CpuAmp(AmpOptimWrapper):
         self.cast_dtype = torch.bfloat16
 
 
-def samples(values):
+def samples(values, prefix=''):
     """Two samples a step, whose inputs are filled with a value."""
     made = []
     for index, value in enumerate(itertools.chain.from_iterable((v, v) for v in values)):
-        sample = BaseDataElement(metainfo=dict(img_path=f'image_{index}.png'))
+        sample = BaseDataElement(metainfo=dict(img_path=f'{prefix}image_{index}.png'))
         row = torch.full((3,), float(value)) + torch.arange(3.0) + index % 2
         made.append(dict(inputs=row, data_samples=sample))
     return made
 
 
-def make_runner(folder, values, guard=None, accumulate=1, wrapper='OptimWrapper', **more):
+def make_runner(
+    folder,
+    values,
+    guard=None,
+    accumulate=1,
+    wrapper='OptimWrapper',
+    launcher='none',
+    prefix='',
+    **more,
+):
     torch.manual_seed(0)
     return StrictRunner(
         model=dict(type='Normed'),
+        launcher=launcher,
         work_dir=str(folder),
         experiment_name=f'numerics{next(_RUNS)}',
         train_dataloader=dict(
             batch_size=2,
-            dataset=samples(values),
+            dataset=samples(values, prefix),
             sampler=dict(type='DefaultSampler', shuffle=False),
         ),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=len(values)),
