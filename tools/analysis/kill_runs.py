@@ -9,7 +9,7 @@ the writing of a checkpoint. Prints a line for each kill, and at the end how man
 many steps were lost and computed again, and how many finished runs have the weights of the one left
 alone, bit by bit. The exit status is 1 if one has not.
 
---processes 2 starts each run with torchrun over gloo, and --who says which of its processes are
+--processes 2 starts each run as tools/dist_train.sh does, over gloo, and --who says which of its processes are
 killed: one rank (then torchrun starts all anew by itself), all of them, or the launcher.
 """
 
@@ -77,12 +77,13 @@ class Run:
     """One start of train.py, and what of it can be killed."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        command = [str(TRAIN), options.config, '--data-root', options.data_root]
-        command += ['--work-dir', str(folder), '--device', 'cpu', '--resume']
-        if options.processes > 1:
-            torchrun = ['-m', 'torch.distributed.run', '--standalone', '--max-restarts=9']
-            command = [*torchrun, f'--nproc-per-node={options.processes}', *command]
-            command += ['--launcher', 'pytorch']
+        command = [str(TRAIN), options.config]
+        env = dict(os.environ)
+        if options.processes > 1:  # as tools/dist_train.sh does
+            command = ['-m', 'clustr_mm.engine.torchrun', *command, str(options.processes)]
+            env['MAX_RESTARTS'] = '9'
+        command += ['--data-root', options.data_root, '--work-dir', str(folder)]
+        command += ['--device', 'cpu', '--resume']
         own = ['default_hooks.logger.interval=1', f'experiment_name=run{time.time_ns()}']
         self.folder = folder
         self.start = time.time()
@@ -91,6 +92,7 @@ class Run:
             [sys.executable, *command, '--cfg-options', *own, *options.cfg_options],
             stdout=self.log,
             stderr=subprocess.STDOUT,
+            env=env,
             start_new_session=True,
         )
 
