@@ -150,16 +150,35 @@ def _build_and_load() -> Callable[..., int]:
             library = folder / name
             try:
                 _make_private(folder)
-                if not library.exists():
-                    _logger.info('compiling %s into %s', _SOURCE.name, folder)
-                    _compile(compiler, options, library)
-                return _bind(library)
+                function = _bind_or_make(compiler, options, library)
             except _CompilerError as error:
                 failures.append(str(error))
                 break
             except OSError as error:  # read-only, full, nothing may be executed from there, ...
                 failures.append(f'{folder} cannot hold the compiled code ({error})')
-    raise _BuildError('; '.join(dict.fromkeys(failures)))
+            else:
+                if options == _OPTIONS:
+                    _logger.warning('clustering on one thread: %s', _joined(failures))
+                return function
+    raise _BuildError(_joined(failures))
+
+
+def _joined(failures: Sequence[str]) -> str:
+    return '; '.join(dict.fromkeys(failures))
+
+
+def _bind_or_make(
+    compiler: Sequence[str], options: Sequence[str], library: Path
+) -> Callable[..., int]:
+    """Loads the library; compiles it where there is none, or a damaged one."""
+    if library.exists():
+        try:
+            return _bind(library)
+        except OSError:  # a crash or a full disk may have left it so
+            library.unlink(missing_ok=True)
+    _logger.info('compiling %s into %s', _SOURCE.name, library.parent)
+    _compile(compiler, options, library)
+    return _bind(library)
 
 
 def _find_compiler() -> list[str]:
@@ -214,7 +233,7 @@ def _folders() -> Iterator[Path]:
 
 
 def _make_private(folder: Path) -> None:
-    """Makes a folder that nobody else can put a library into.
+    """Makes a folder that no stranger can put a library into.
 
     Raises:
         OSError: If it cannot be made, or belongs to somebody else.
@@ -228,12 +247,17 @@ def _make_private(folder: Path) -> None:
 
 
 def _compile(compiler: Sequence[str], options: Sequence[str], library: Path) -> None:
-    """Compiles the source. Several processes may do so at once: the last one's library stays."""
+    """Compiles the source. Several processes may do so at once: the first one's library stays."""
     with tempfile.TemporaryDirectory(dir=library.parent) as work:
         compiled, linked = Path(work, 'dpc_knn.o'), Path(work, 'dpc_knn.so')
         _run([*compiler, *options, '-c', str(_SOURCE), '-o', str(compiled)])
         _run([*compiler, '-shared', str(compiled), '-o', str(linked)])
-        os.replace(linked, library)
+        try:
+            os.link(linked, library)  # others may have loaded theirs: it is never replaced
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            os.replace(linked, library)
 
 
 def _run(command: Sequence[str]) -> None:

@@ -205,16 +205,16 @@ def test_several_processes_compile_at_once(tmp_path):
     environment = {**os.environ, 'CLUSTR_MM_CACHE': str(tmp_path), 'OMP_NUM_THREADS': '1'}
     runs = [
         subprocess.Popen([sys.executable, '-c', program], env=environment, stdout=subprocess.PIPE)
-        for _ in range(2)
+        for _ in range(3)
     ]
     outputs = {run.communicate()[0] for run in runs}
-    assert [run.returncode for run in runs] == [0, 0]
+    assert [run.returncode for run in runs] == [0, 0, 0]
     assert len(outputs) == 1 and b'tensor' in outputs.pop()
     assert [path.suffix for path in tmp_path.iterdir()] == ['.so'], 'and nothing is left over'
 
 
 @needs_library
-def test_without_openmp_it_runs_on_one_thread(tmp_path, monkeypatch):
+def test_without_openmp_it_runs_on_one_thread_and_says_so(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv('CLUSTR_MM_CACHE', str(tmp_path / 'cache'))
     monkeypatch.setattr(native, '_loaded', None)
     refuse = 'case "$*" in *-fopenmp*) echo "error: what is OpenMP?" >&2; exit 1;; esac\n'
@@ -226,6 +226,28 @@ def test_without_openmp_it_runs_on_one_thread(tmp_path, monkeypatch):
         assert_equals_reference(x, [20, 100], 5)
     finally:
         torch.set_num_threads(before)
+    assert 'clustering on one thread: ' in caplog.text and 'what is OpenMP?' in caplog.text
+
+
+@needs_library
+def test_with_openmp_nothing_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv('CLUSTR_MM_CACHE', str(tmp_path))
+    monkeypatch.setattr(native, '_loaded', None)
+    assert can_run_native(torch.zeros(1, 1, 1)) is None
+    assert not caplog.records
+
+
+@needs_library
+def test_a_damaged_library_is_made_again(workshop, monkeypatch):
+    monkeypatch.setenv('CLUSTR_MM_CACHE', str(workshop / 'cache'))
+    assert make_and_call() == 7
+    (library,) = libraries(workshop / 'cache')
+    library.unlink()  # not emptied: this process has it mapped
+    library.write_bytes(b'')
+    monkeypatch.setattr(native, '_loaded', None)
+    assert make_and_call() == 7
+    assert libraries(workshop / 'cache') == [library]
+    assert library.stat().st_size > 0
 
 
 @needs_library
@@ -238,11 +260,14 @@ def test_an_unusable_home_leaves_the_temporary_folder(workshop, monkeypatch, hom
     if home == 'a file':
         (workshop / 'home').touch()
     else:
-        command = native._find_compiler()
-        options = (*native._OPTIONS, '-fopenmp')
-        name = native._library_name(native._SOURCE.read_bytes(), command, options)
-        (workshop / 'home' / 'clustr_mm').mkdir(parents=True)
-        (workshop / 'home' / 'clustr_mm' / name).write_text('no library')
+        bind = native._bind
+
+        def noexec(library):
+            if 'home' in library.parts:
+                raise OSError('failed to map segment from shared object')
+            return bind(library)
+
+        monkeypatch.setattr(native, '_bind', noexec)
     assert make_and_call() == 7
     (library,) = libraries(workshop / 'temporary')
     assert stat.S_IMODE(library.parent.stat().st_mode) == 0o700
