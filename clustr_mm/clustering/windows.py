@@ -65,9 +65,11 @@ def split_map(
     Returns:
         The windows. Shares are in proportion to the windows' tokens; remainders go to the first.
     """
-    # What a trace makes must not be kept: it is no tensor for others.
-    split = _split.__wrapped__ if _is_tracing() else _split
-    return split(height, width, window, num_clusters, device)
+    # What a trace makes, or FakeTensorMode, must not be kept: it is no tensor for others.
+    if _is_tracing() or type(torch.empty(0)) is not Tensor:
+        return _split.__wrapped__(height, width, window, num_clusters, device)
+    with torch.inference_mode(False):  # else training could not use what inference made
+        return _split(height, width, window, num_clusters, device)
 
 
 @lru_cache(maxsize=64)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from clustr_mm.clustering import dpc_knn, split_map, windowed_dpc_knn
 
@@ -51,3 +52,15 @@ def test_tiny_windows_have_a_cluster_each():
     assert windows.num_clusters == (16, 16)
     coarse, fine = windowed_dpc_knn(torch.randn(1, 64, 4), windows)
     assert torch.equal(coarse, fine) and len(coarse.unique()) == 16
+
+
+def test_windows_made_in_a_mode_serve_training_later():
+    counts = (3, 11)
+    with FakeTensorMode():
+        split_map(13, 9, 4, counts, CPU)
+    with torch.inference_mode():
+        split_map(13, 9, 4, counts, CPU)
+    windows = split_map(13, 9, 4, counts, CPU)
+    for group in windows.groups:
+        assert type(group.tokens) is torch.Tensor
+        assert not group.tokens.is_inference()
