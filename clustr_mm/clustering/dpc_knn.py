@@ -12,7 +12,11 @@ from clustr_mm.clustering.native import can_run_native, dpc_knn_native
 from clustr_mm.clustering.reference import dpc_knn_reference
 from clustr_mm.clustering.tiled import dpc_knn_tiled
 from clustr_mm.clustering.traceable import dpc_knn_traceable
-from clustr_mm.clustering.triton_backend import can_run_triton, dpc_knn_triton
+from clustr_mm.clustering.triton_backend import (
+    can_run_triton,
+    dpc_knn_triton,
+    warn_without_kernels,
+)
 
 BACKENDS: dict[str, Callable[[Tensor, Sequence[int], int], list[Tensor]]] = {
     'reference': dpc_knn_reference,
@@ -35,7 +39,7 @@ def dpc_knn(
     """Clusters the tokens of every image by density peaks (DPC-KNN), without gradient or noise.
 
     The definition is in ``reference.py``. Half precision is computed in float32, or by ``'triton'``
-    as it is.
+    as it is. One component that is not a number leaves the labels of its image without meaning.
 
     Args:
         x: Tokens, (B, N, C), of a floating dtype.
@@ -58,7 +62,8 @@ def dpc_knn(
             backend asked for cannot run here (with the reason).
     """
     counts = list(num_clusters) if isinstance(num_clusters, Sequence) else [num_clusters]
-    _check(x, counts, k)
+    check_tokens(x)
+    _check_counts(x.shape[1], counts, k)
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f'backend is {backend!r}; use None or one of {sorted(BACKENDS)}')
     k = min(k, x.shape[1])
@@ -69,8 +74,12 @@ def dpc_knn(
         if backend == 'triton' and (reason := can_run_triton(x, k)):
             raise ValueError(f"backend 'triton' cannot run: {reason}")
         # On a CPU the kernels are interpreted, for tests: only by name.
-        if backend is None and x.is_cuda and can_run_triton(x, k) is None:
-            backend = 'triton'
+        if backend is None and x.is_cuda:
+            reason = can_run_triton(x, k)
+            if reason is None:
+                backend = 'triton'
+            else:
+                warn_without_kernels(reason)
         if backend != 'triton':  # its first kernel converts on the way
             x = x.to(torch.promote_types(x.dtype, torch.float32))
         if backend is None:
@@ -79,17 +88,26 @@ def dpc_knn(
     return tuple(labels) if isinstance(num_clusters, Sequence) else labels[0]
 
 
-def _check(x: Tensor, counts: list[int], k: int) -> None:
+def check_tokens(x: Tensor) -> None:
+    """Sees that a tensor holds tokens.
+
+    Args:
+        x: Should be (B, N, C), of a floating dtype, none of them 0.
+
+    Raises:
+        ValueError: If it is not.
+    """
     if x.dim() != 3 or 0 in x.shape:
         raise ValueError(f'x has shape {tuple(x.shape)}; tokens need (B, N, C), none of them 0')
     if not x.is_floating_point():
         raise ValueError(f'x has dtype {x.dtype}; tokens need a floating dtype')
+
+
+def _check_counts(tokens: int, counts: list[int], k: int) -> None:
     if not counts:
         raise ValueError('num_clusters is empty; give at least one cluster count')
     for count in counts:
-        if not 1 <= count <= x.shape[1]:
-            raise ValueError(
-                f'num_clusters is {count}; with {x.shape[1]} tokens use 1 to {x.shape[1]}'
-            )
+        if not 1 <= count <= tokens:
+            raise ValueError(f'num_clusters is {count}; with {tokens} tokens use 1 to {tokens}')
     if k < 1:
         raise ValueError(f'k is {k}; use at least 1')

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clustr_mm.clustering.dpc_knn import dpc_knn
+from clustr_mm.clustering.dpc_knn import check_tokens, dpc_knn
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ def padded_dpc_knn(
         number of clusters M of the sequence that has the most; and what is padding.
 
     Raises:
-        ValueError: If the mask is not bool, or does not fit the tokens.
+        ValueError: If the tokens are none, or the mask is not bool or does not fit them.
     """
+    check_tokens(x)
     if mask.dtype != torch.bool or mask.shape != x.shape[:2]:
         raise ValueError(
             f'mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; tokens of shape '

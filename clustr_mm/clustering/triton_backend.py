@@ -18,6 +18,7 @@ backward as whole operators. Triton is imported when one of them first runs.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,6 +32,9 @@ from torch import Tensor
 from clustr_mm.clustering.reference import inverse_permutation
 
 Precision = Literal['fp16', 'fp16x3', 'tf32', 'ieee']
+
+_logger = logging.getLogger(__name__)
+_said: set[str] = set()
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_CHANNELS = 512  # of which a tile still fits into every GPU's shared memory
@@ -67,6 +71,18 @@ def can_run_triton(x: Tensor, k: int = 1) -> str | None:
     if _round_up(x.shape[1], 128) * _round_up(x.shape[2], 16) >= 2**30:  # twice that, 32-bit
         return f'x has {x.shape[1]} tokens; with {x.shape[2]} channels the kernels take fewer'
     return None
+
+
+@torch.compiler.assume_constant_result
+def warn_without_kernels(reason: str) -> None:
+    """Says once that a GPU clusters in plain PyTorch.
+
+    Args:
+        reason: Why, as ``can_run_triton`` says it.
+    """
+    if reason not in _said:
+        _said.add(reason)
+        _logger.warning('clustering without the Triton kernels, far slower: %s', reason)
 
 
 @torch.compiler.assume_constant_result

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from clustr_mm.clustering import BACKENDS, dpc_knn
+from clustr_mm.clustering import BACKENDS, dpc_knn, padded_dpc_knn
 from clustr_mm.clustering.reference import pairwise_distance2
+from clustr_mm.clustering.triton_backend import warn_without_kernels
 
 # Those that take float64, in which rounding decides nothing (the others: test_native.py,
 # test_triton.py).
@@ -180,3 +181,21 @@ def test_no_gradient_and_no_noise():
 def test_what_cannot_be_is_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         dpc_knn(**{'x': torch.zeros(1, 10, 4), **arguments})
+
+
+@pytest.mark.parametrize('shape', [(0, 5, 4), (2, 0, 4)])
+def test_empty_sequences_are_refused_as_empty_images_are(shape):
+    with pytest.raises(ValueError, match='none of them 0'):
+        padded_dpc_knn(torch.zeros(shape), torch.ones(shape[:2], dtype=torch.bool), lambda n: (1,))
+
+
+def test_on_a_gpu_without_the_kernels_it_says_so_once(caplog):
+    compiled = torch.compile(
+        lambda x: (warn_without_kernels('too old for this test'), x + 1)[1],
+        fullgraph=True,
+        backend='eager',
+    )
+    for _ in range(2):
+        assert compiled(torch.zeros(1)) == 1
+        warn_without_kernels('too old for this test')
+    assert caplog.text.count('far slower: too old for this test') == 1
