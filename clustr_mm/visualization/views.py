@@ -85,16 +85,15 @@ def view_blocks(
     for number in stages or ():
         if number not in clustering:
             raise ValueError(f'stage {number} has no clusters; use stages of {clustering}')
-    training = backbone.training
-    backbone.eval()
     seen: dict[tuple[int, int], _Seen] = {}
     with ExitStack() as stack:
+        stack.callback(backbone.train, backbone.training)
+        backbone.eval()
         for number in clustering:
             for index, block in enumerate(blocks_of[number], 1):
                 handle = block.attn.register_forward_pre_hook(partial(_look, seen, (number, index)))
                 stack.callback(handle.remove)
         backbone.cluster_maps(image)  # runs all stages, whichever maps are asked for
-    backbone.train(training)
     views = []
     for number in stages or clustering:
         depth = len(blocks_of[number])

@@ -63,6 +63,13 @@ def test_views_are_what_the_network_clusters(options, size):
     assert max(view.windows for view in views) == windows
 
 
+def test_what_cannot_be_viewed_leaves_the_model_in_training():
+    model = ClusTR(TINY)
+    with pytest.raises(RuntimeError):
+        view_blocks(model, torch.randn(1, 4, 64, 64))  # it has three channels
+    assert model.training
+
+
 def test_a_centre_is_the_token_that_its_cluster_is_nearest_to():
     torch.manual_seed(1)
     model = ClusTR(TINY).eval()
