@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.config import Config
 
 from clustr_mm.analysis.groupings import regroup
-from clustr_mm.analysis.settings import backbone_arguments
+from clustr_mm.analysis.settings import KNOBS, backbone_arguments
 from clustr_mm.engine.config import guard_data, set_data_root
 from clustr_mm.engine.errors import explained
 from clustr_mm.engine.launch import build_runner
@@ -37,7 +37,9 @@ def train_setting(
         ValueError: If the setting is none of ClusTR's.
     """
     cfg = Config(cfg.to_dict())
-    backbone, grouping = backbone_arguments(cfg.model.backbone, setting)
+    # A setting differs from the exact global form, whatever the config says.
+    given = {key: value for key, value in cfg.model.backbone.items() if key not in KNOBS}
+    backbone, grouping = backbone_arguments(given, setting)
     cfg.model.backbone = backbone
     cfg.work_dir = work_dir
     # Two runs within a second would share a name, and with it their logs.
