@@ -16,15 +16,7 @@ lock=requirements/lock.txt
 cuda_ops=${CUDA_OPS:-auto}
 # Measured: 8 GB at the worst moment, 3 more where pip keeps a copy of what it fetches on the same disk.
 gigabytes_needed=9 gigabytes_with_copies=12
-
-# What the user's shell says of Python's paths would count as installed here.
-unset PYTHONPATH PYTHONHOME
-export PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-
-die() {
-    printf 'set-up: %s\n' "$*" >&2
-    exit 1
-}
+. requirements/common.sh
 
 # --- what is here ------------------------------------------------------------------------------------
 
@@ -113,7 +105,7 @@ choose_ops() {
 # Everything that decides the environment. The stamp holds it once all of it is in place.
 fingerprint() {
     {
-        cat "$lock" requirements/setup_env.sh pyproject.toml setup.py "$venv/pyvenv.cfg"
+        cat "$lock" requirements/setup_env.sh requirements/common.sh pyproject.toml setup.py "$venv/pyvenv.cfg"
         echo "$repo $venv $ops"
     } | sha256sum | cut -d ' ' -f 1
 }
@@ -125,27 +117,6 @@ up_to_date() {
 }
 
 # --- the steps ---------------------------------------------------------------------------------------
-
-# step WHAT COMMAND...: says what goes on; the command's own words go to the log.
-step() {
-    local what=$1 start=$SECONDS
-    shift
-    printf 'set-up: %s ...\n' "$what"
-    printf '\n### %s: %s\n' "$what" "$*" >>"$log"
-    if ! "$@" >>"$log" 2>&1; then
-        printf '\nThe last lines of %s:\n' "$log" >&2
-        tail -n 20 "$log" >&2
-        die "failed while $what; the whole output is in $log; the same command goes on from here"
-    fi
-    # Say how long only where it was worth waiting for.
-    if [ $((SECONDS - start)) -ge 20 ]; then
-        printf 'set-up:   took %d min %02d s\n' $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60))
-    fi
-}
-
-pip_install() {
-    "$python" -m pip install --no-deps --no-build-isolation "$@"
-}
 
 # An environment that is there must be one of ours to use: of a fitting Python, and of the one asked for.
 check_folder() {
@@ -200,10 +171,6 @@ refuse_upstream() {
     done
 }
 
-pinned() {
-    grep "^$1==" "$lock"
-}
-
 # compiled NAME PROOF BUILT_AGAINST WHAT [PIP OPTION...]: installs the source distribution NAME, and proves
 # that what it compiled works. pip's cache cannot be trusted with such wheels: it knows a wheel by its
 # source alone, so it hands out one built against another torch or numpy, or mmcv built in isolation,
@@ -223,15 +190,6 @@ compiled() {
         step "checking $name" "$python" -c "$proof"
     fi
     printf '%s' "$against" >"$built"
-}
-
-jobs_that_fit() {
-    local cores memory
-    cores=$(nproc)
-    # A file of mmcv takes up to 2 GB to compile.
-    memory=$(awk '/^MemAvailable/ {print int($2 / 2000000)}' /proc/meminfo)
-    [ "$memory" -lt "$cores" ] && cores=$memory
-    [ "$cores" -ge 1 ] && echo "$cores" || echo 1
 }
 
 install() {

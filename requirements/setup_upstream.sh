@@ -6,21 +6,13 @@
 # Reads from the environment:
 #   UPSTREAM_VENV  the environment's folder (default .venv-upstream)
 #   PYTHON         the interpreter to make it with (default: the first of python3.11, python3 that is 3.11)
-#   MAX_JOBS       how many files of mmcv compile at once (default: one a core)
+#   MAX_JOBS       how many files of mmcv compile at once (default: one a core, as far as memory allows)
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$repo"
 lock=requirements/lock_upstream.txt
-
-# What the user's shell says of Python's paths would count as installed here.
-unset PYTHONPATH PYTHONHOME
-export PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-
-die() {
-    printf 'set-up: %s\n' "$*" >&2
-    exit 1
-}
+. requirements/common.sh
 
 is_311() {
     "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null
@@ -28,34 +20,18 @@ is_311() {
 
 choose_python() {
     local candidate
-    for candidate in ${PYTHON:-python3.11 python3}; do
+    if [ -n "${PYTHON:-}" ]; then
+        is_311 "$PYTHON" || die "PYTHON=$PYTHON is no Python 3.11, the last that torch 2.1 runs on: name one"
+        echo "$PYTHON"
+        return
+    fi
+    for candidate in python3.11 python3; do
         if is_311 "$candidate"; then
             echo "$candidate"
             return
         fi
     done
-    die "${PYTHON:-none of python3.11, python3} is a Python 3.11, the last that torch 2.1 runs on: install it, or name it with PYTHON=/path/to/python"
-}
-
-# step WHAT COMMAND...: says what goes on; the command's own words go to the log.
-step() {
-    local what=$1
-    shift
-    printf 'set-up: %s ...\n' "$what"
-    printf '\n### %s: %s\n' "$what" "$*" >>"$log"
-    if ! "$@" >>"$log" 2>&1; then
-        printf '\nThe last lines of %s:\n' "$log" >&2
-        tail -n 20 "$log" >&2
-        die "failed while $what; the whole output is in $log; the same command goes on from here"
-    fi
-}
-
-pip_install() {
-    "$python" -m pip install --no-deps --no-build-isolation "$@"
-}
-
-pinned() {
-    grep "^$1==" "$lock"
+    die "neither python3.11 nor python3 is a Python 3.11, the last that torch 2.1 runs on: install it, or name it with PYTHON=/path/to/python"
 }
 
 has_ops() {
@@ -65,7 +41,7 @@ has_ops() {
 # Without isolation, and not from pip's cache if that has a wheel without ops: lock.txt's script says why.
 install_mmcv() {
     has_ops && return
-    export MMCV_WITH_OPS=1 FORCE_CUDA=0 CUDA_VISIBLE_DEVICES='' MAX_JOBS=${MAX_JOBS:-$(nproc)}
+    export MMCV_WITH_OPS=1 FORCE_CUDA=0 CUDA_VISIBLE_DEVICES='' MAX_JOBS=${MAX_JOBS:-$(jobs_that_fit)}
     export CFLAGS="${CFLAGS:-} -O1 -g0" CXXFLAGS="${CXXFLAGS:-} -O1 -g0" PATH="$venv/bin:$PATH"
     step "compiling mmcv's ops (about 10 minutes on two cores; a wheel that pip finds saves them)" \
         pip_install --force-reinstall "$(pinned mmcv)"
@@ -89,7 +65,7 @@ install_package() {
 
 fingerprint() {
     {
-        cat "$lock" requirements/setup_upstream.sh pyproject.toml setup.py
+        cat "$lock" requirements/setup_upstream.sh requirements/common.sh pyproject.toml setup.py
         echo "$repo $venv"
     } | sha256sum | cut -d ' ' -f 1
 }
