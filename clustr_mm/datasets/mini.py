@@ -107,7 +107,7 @@ def build(
         OSError: if it cannot be written; nothing half-made is left then.
     """
     data = data or MiniData()
-    folder = Path(out).absolute()
+    folder = Path(out).resolve()  # a link's folder, not the link, is replaced
     manifest = _manifest(data)
     if _read_manifest(folder) == manifest:
         return _roots(folder, data)

@@ -117,7 +117,8 @@ def check_keys(cfg: Config, options: dict[str, Any]) -> None:
         options: Dotted keys and their values.
 
     Raises:
-        UserError: If a key is no part of the config and no near name is, or leads nowhere.
+        UserError: If a key is no part of the config and no near name is, or leads nowhere, or a
+            value takes the place of a dict.
     """
     known = {*inspect.signature(Runner.__init__).parameters, *_ALSO_READ}
     for key in options:
@@ -149,7 +150,13 @@ def check_keys(cfg: Config, options: dict[str, Any]) -> None:
                     break
                 node = node[part]
             else:
-                break
+                raise UserError(f'--cfg-options {key}: {where} is {node!r}, without keys below it')
+        else:
+            if isinstance(node, dict) and not isinstance(options[key], dict | list | None):
+                raise UserError(
+                    f'--cfg-options {key}={options[key]}: {key} has keys; set one of them '
+                    f'({key}.{next(iter(node), "key")}=...), or None'
+                )
 
 
 def guard_data(cfg: Config, splits: Sequence[str]) -> None:
@@ -288,6 +295,6 @@ def _drop_missing_tensorboard(cfg: Config) -> None:
     """Trains without curves where tensorboard is not installed, and says so."""
     backends = (cfg.get('visualizer') or {}).get('vis_backends') or []
     kept = [each for each in backends if each.get('type') != 'TensorboardVisBackend']
-    if len(kept) < len(backends) and not (find_spec('tensorboard') or find_spec('tensorboardX')):
+    if len(kept) < len(backends) and not find_spec('tensorboard'):
         cfg.visualizer.vis_backends = kept
         print_log('No TensorBoard curves: pip install tensorboard to have them.')

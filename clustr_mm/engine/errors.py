@@ -29,7 +29,10 @@ _UNKNOWN_ARGUMENT = re.compile(r"([\w.]+)\(\) got an unexpected keyword argument
 _UNREGISTERED = re.compile(r'(\S+) is not in the (\S+) registry')
 # The libraries' data sets assert what they expect of a user's files, in sentences.
 _DATASET_CODE = re.compile(r'[/\\]mm(det|seg|pose|pretrain)[/\\]datasets[/\\]')
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+_DISK = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG,
+    errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+}  # fmt: skip
 
 
 class UserError(Exception):
@@ -83,11 +86,12 @@ def run_tool(main: Callable[[Sequence[str] | None], object]) -> int:
     # With a full disk every log line would print a traceback of the logging module.
     logging.raiseExceptions = False
     # What goes wrong before the processes have met goes wrong in each of them.
-    one_of_many = os.environ.get('LOCAL_RANK', '0') != '0'
+    local_rank = os.environ.get('LOCAL_RANK', os.environ.get('SLURM_LOCALID', '0'))
+    one_of_many = local_rank != '0'
     try:
         main(None)
-    except KeyboardInterrupt:
-        print('error: interrupted; --resume goes on from the newest checkpoint', file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print('; '.join(['error: interrupted', *map(str, error.args)]), file=sys.stderr)
         return 130
     except Exception as error:
         line = explain(error)

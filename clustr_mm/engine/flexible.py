@@ -167,5 +167,10 @@ def _use_deepspeed_optimizer(cfg: Config) -> None:
         )
     wrapper.type = 'DeepSpeedOptimWrapper'
     if clip := wrapper.pop('clip_grad', None):
+        if 'max_norm' not in clip:
+            raise UserError(
+                f'strategy {strategy.type} clips by the norm alone, and optim_wrapper.clip_grad is '
+                f'{dict(clip)}; give dict(max_norm=...) or None'
+            )
         strategy.setdefault('gradient_clipping', clip['max_norm'])
     strategy.setdefault('gradient_accumulation_steps', wrapper.pop('accumulative_counts', 1))

@@ -114,7 +114,7 @@ class StrictFSDPStrategy(FSDPStrategy):
         self.optim_wrapper.load_state_dict(share)
 
     def load_checkpoint(self, filename: str, *, callback: Any = None, **kwargs: Any) -> dict:
-        """Loads a checkpoint, all of it or none, and runs nothing that it contains.
+        """Loads a checkpoint, strictly, and runs nothing that it contains.
 
         Args:
             filename: Path of the checkpoint.

@@ -39,7 +39,10 @@ def train(arguments: Sequence[str] | None = None) -> Any:
         make_resumable(cfg)
         guard_numerics(cfg)
         runner = build_runner(cfg)
-        runner.train()
+        try:
+            runner.train()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt('--resume goes on from the newest checkpoint') from None
     return runner
 
 
@@ -84,6 +87,11 @@ def test(arguments: Sequence[str] | None = None) -> dict[str, float]:
     cfg.load_from = options.checkpoint
     cfg.resume = False
     cfg.pop('strategy', None)  # a model that is not trained need not be shared out
+    if os.path.isdir(options.checkpoint):
+        raise UserError(
+            f"checkpoint {options.checkpoint} is a folder, as DeepSpeed's are; the zero_to_fp32.py "
+            'that DeepSpeed put beside it makes a file of it'
+        )
     if not os.path.isfile(options.checkpoint):
         raise UserError(f'checkpoint {options.checkpoint} does not exist; check the path')
     if options.amp:

@@ -28,6 +28,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from mmengine.registry import METRICS
 
+from clustr_mm.engine.errors import UserError
+
 _TOP = 5  # labels an image that a classifier's record keeps
 
 
@@ -125,6 +127,8 @@ class PredictionFile(BaseMetric):
 
     def __init__(self, out: str) -> None:
         super().__init__()
+        if os.path.isdir(out):
+            raise UserError(f'--out {out} is a folder; name a file in it')
         self.out = out
         os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
 
@@ -155,8 +159,9 @@ class PredictionFile(BaseMetric):
                 records[record['image']]['persons'] += record['persons']
             else:
                 records[record['image']] = record
-        with open(self.out, 'w') as file:
+        with open(f'{self.out}.part', 'w') as file:
             json.dump(list(records.values()), file)
+        os.replace(f'{self.out}.part', self.out)
         print_log(f'Predictions of {len(records)} images: {self.out}', logger='current')
         return {}
 

@@ -46,7 +46,8 @@ def replay(path: str) -> Replay:
     """Computes a step of a file that the numerics guard wrote, forward and backward.
 
     Args:
-        path: The file. It is read as checkpoints are: nothing in it is run.
+        path: The file. It is read as checkpoints are, without running anything; then its config's
+            custom_imports are imported and its model is built, as train.py would.
 
     Returns:
         Replay: What came out. On the same device, without normalisation across processes, the

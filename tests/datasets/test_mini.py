@@ -46,6 +46,15 @@ def test_other_request_replaces_ours(tmp_path):
     assert os.listdir(tmp_path) == ['a']
 
 
+def test_a_link_stays_and_its_folder_is_filled(tmp_path):
+    (tmp_path / 'big disk').mkdir()
+    (tmp_path / 'a').symlink_to('big disk')
+    build(tmp_path / 'a', SMALL)
+    build(tmp_path / 'a', MiniData('ade20k', 1, 1, (48, 64)))
+    assert (tmp_path / 'a').is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ['a', 'big disk']
+
+
 def test_somebody_elses_folder_is_refused(tmp_path):
     (tmp_path / 'photos').mkdir()
     (tmp_path / 'photos' / 'holiday.jpg').write_bytes(b'dear')

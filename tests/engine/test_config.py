@@ -71,6 +71,9 @@ def test_data_root_where_there_is_none_is_refused():
         ('model.bakbone.arch', 'backbone'),
         ('data_root', '--data-root'),
         ('val_evaluator.3.ann_file', 'list of 1'),
+        ('train_cfg', 'set one of them'),
+        ('model.backbone', 'set one of them'),
+        ('train_cfg.max_iters.x', 'is 1, without keys'),
     ],
 )
 def test_mistyped_option_is_refused_with_the_mend(key, hint):
@@ -98,6 +101,11 @@ def test_option_that_something_reads_is_let_through(key):
     cfg.model.backbone = dict(type='ClusTR')
     cfg.optim_wrapper = dict(type='OptimWrapper')
     check_keys(cfg, {key: 1})
+
+
+def test_a_part_may_be_taken_away():
+    cfg = pose_like()
+    check_keys(cfg, {'model': None, 'val_evaluator': None})
 
 
 def test_mistyped_config_names_the_near_ones():

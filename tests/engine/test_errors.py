@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clustr_mm import ClusTR
 from clustr_mm.datasets import DataFileError
-from clustr_mm.engine import UserError, explain
+from clustr_mm.engine import UserError, explain, run_tool
 from clustr_mm.engine.errors import explained
 
 
@@ -87,3 +87,21 @@ def test_what_a_data_set_asserts_of_the_users_files_is_shown(tmp_path):
     classes = dict(classes=('cat', 'dog'))
     error = raised(lambda: datasets.CustomDataset(data_root=str(tmp_path), metainfo=classes))
     assert 'number of subfolders (1)' in explain(error)
+
+
+@pytest.mark.parametrize('place', ['a file', 'a file/below'])
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, place):
+    (tmp_path / 'a file').touch()
+    line = explain(raised(lambda: (tmp_path / place).mkdir()))
+    assert 'a file' in line and '\n' not in line
+
+
+def test_an_interruption_says_what_goes_on_from_it(capsys):
+    def train(_):
+        raise KeyboardInterrupt('--resume goes on')
+
+    def draw(_):
+        raise KeyboardInterrupt
+
+    assert run_tool(train) == run_tool(draw) == 130
+    assert capsys.readouterr().err == 'error: interrupted; --resume goes on\nerror: interrupted\n'

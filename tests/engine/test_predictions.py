@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from clustr_mm.engine import UserError
 from clustr_mm.engine.predictions import PredictionFile, encode_mask, make_record
 
 mask_tools = pytest.importorskip('pycocotools.mask')
@@ -87,3 +88,8 @@ def test_persons_of_one_image_share_a_record(tmp_path):
 def test_an_unknown_kind_of_output_is_refused():
     with pytest.raises(ValueError, match='pred_depth'):
         make_record(dict(BASE, pred_depth=1), None)
+
+
+def test_a_folder_is_refused_before_the_test(tmp_path):
+    with pytest.raises(UserError, match='is a folder; name a file in it'):
+        PredictionFile(str(tmp_path))
