@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from clustr_mm.datasets.check import AnnotationError, DataNotFoundError, _datasets, check_data_root
+from clustr_mm.datasets.annotations import AnnotationError
+from clustr_mm.datasets.check import DataNotFoundError, _datasets, check_data_root
 from clustr_mm.datasets.images import image_fault
 
 IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')

@@ -15,7 +15,7 @@ from mmengine.fileio import get
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 
-from clustr_mm.datasets.check import image_sizes
+from clustr_mm.datasets.annotations import image_sizes
 from clustr_mm.datasets.images import bits_per_channel, decode_deep, depth_fault, image_fault
 
 if TYPE_CHECKING:

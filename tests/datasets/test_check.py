@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from clustr_mm.datasets import DataNotFoundError, check_data_root
-from clustr_mm.datasets.check import AnnotationError, image_sizes
+from clustr_mm.datasets.annotations import AnnotationError, image_sizes
 from clustr_mm.datasets.mini import MiniData, build
 
 
