@@ -9,7 +9,6 @@ takes as long as theirs.
 from __future__ import annotations
 
 import json
-import math
 import mmap
 import os
 from collections import defaultdict
@@ -18,6 +17,8 @@ from typing import Any, NamedTuple
 
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
+
+from clustr_mm.datasets.masks import encloses, finite, mask_fault
 
 # x, y, visible of COCO-WholeBody's 133 keypoints.
 _KEYPOINTS = dict(
@@ -155,7 +156,7 @@ def _check_annotations(
         if fault is None:
             reason = _why_passed_over(annotation, sizes[image], use)
             if use.masks and reason != _OTHER_CATEGORY:
-                fault = _mask_fault(annotation.get('segmentation'), sizes[image], use.evaluated)
+                fault = mask_fault(annotation.get('segmentation'), sizes[image], use.evaluated)
         if fault is not None:
             raise AnnotationError(
                 f'{path}: annotation {number} (image {image}) {fault}; mend it or take it out'
@@ -232,29 +233,10 @@ def _field_fault(annotation: Mapping[str, Any], fields: Mapping[str, int]) -> st
         if count > 1 and not (isinstance(value, list) and len(value) == count):
             held = len(value) if isinstance(value, list) else 'no list of'
             return f'has {held} numbers in {name!r}, must be {count}'
-        if count and not _finite(value if count > 1 else [value]):
+        if count and not finite(value if count > 1 else [value]):
             return f'has a nan, an inf or a text in {name!r}'
     if min(annotation['bbox'][2:]) < 0:
         return f"has a negative size in 'bbox' {annotation['bbox']}, which is x, y, width, height"
-    return None
-
-
-def _mask_fault(mask: Any, size: tuple[int, int], evaluated: bool) -> str | None:
-    """Say why a mask cannot be drawn; pycocotools crashes on it or takes the machine's memory."""
-    if isinstance(mask, Mapping):
-        if list(mask.get('size') or ()) != list(size):
-            return f'has a mask of size {mask.get("size")}, its image {list(size)} (height, width)'
-        counts = mask.get('counts')
-        if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
-            return f"has a mask of {sum(counts)} pixels in 'counts', its image {size[0] * size[1]}"
-        return None if counts else "has a mask without 'counts'"
-    if not isinstance(mask, list) or not mask:
-        return "has no 'segmentation'"
-    for polygon in mask:
-        if not isinstance(polygon, list) or not _finite(polygon):
-            return "has a nan, an inf or a text in 'segmentation'"
-        if evaluated and not _encloses(polygon):
-            return f"has {len(polygon)} numbers in a polygon of 'segmentation', must be 6, 8, ..."
     return None
 
 
@@ -278,14 +260,9 @@ def _why_passed_over(annotation: Mapping[str, Any], size: tuple[int, int], use: 
     if width < 1 or height < 1 or annotation['area'] <= 0:
         return _NO_AREA
     mask = annotation.get('segmentation')
-    if use.masks and isinstance(mask, list) and not any(_encloses(polygon) for polygon in mask):
+    if use.masks and isinstance(mask, list) and not any(encloses(polygon) for polygon in mask):
         return _NO_POLYGON
     return ''
-
-
-def _encloses(polygon: Sequence[float]) -> bool:
-    """Whether x, y, ... are three points or more."""
-    return len(polygon) >= 6 and len(polygon) % 2 == 0
 
 
 def _check_boxes(path: str, ann_file: str, sizes: Mapping) -> None:
@@ -302,11 +279,3 @@ def _check_boxes(path: str, ann_file: str, sizes: Mapping) -> None:
                 f'{path}: box {place} (counted from 0) {fault}; mend it, or take the annotated '
                 'boxes with bbox_file=None'
             )
-
-
-def _finite(values: Sequence) -> bool:
-    """Whether all are numbers, and none nan or infinite."""
-    try:
-        return math.isfinite(sum(values))
-    except TypeError:
-        return False

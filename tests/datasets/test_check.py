@@ -5,6 +5,7 @@ import json
 import logging
 import math
 
+import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -213,6 +214,41 @@ def test_sound_annotations_pass_in_silence(check, persons, split):
 def test_faulty_object_is_named(check, fields, words, split):
     text = check(content(THING, changed(THING, **fields)), split=split)
     assert words in text and f'annotation {fields.get("id", 8)} (image 1)' in text
+
+
+def rle(counts):
+    return dict(segmentation=dict(size=[HEIGHT, WIDTH], counts=counts))
+
+
+@pytest.mark.parametrize(
+    ('fields', 'words'),
+    [
+        # pycocotools: a segmentation fault, and gigabytes.
+        (dict(segmentation=[[0, 0, 1e12, 0, 1e12, 1e12]]), 'more than 100,000 pixels away'),
+        (dict(segmentation=[[-1e8, 0, 9, 0, 9, 9]]), 'more than 100,000 pixels away'),
+        # An OverflowError, and a mask of what was in memory before.
+        (rle([-5, HEIGHT * WIDTH + 5]), 'a negative number'),
+        (rle([1.5, HEIGHT * WIDTH - 1.5]), 'something else than whole numbers'),
+        (rle(['9']), 'something else than whole numbers'),
+        (rle('0'), "mask of 0 pixels in 'counts'"),
+        (rle('PP`'), 'no code of run lengths'),
+        (rle('no code'), 'no code of run lengths'),
+    ],
+)
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_mask_that_would_be_drawn_of_nothing_is_named(check, fields, words, split):
+    text = check(content(THING, changed(THING, **fields)), split=split)
+    assert words in text and 'annotation 8 (image 1)' in text
+
+
+def test_codes_of_run_lengths_are_those_of_pycocotools(check):
+    codes = pytest.importorskip('pycocotools.mask')
+    rng = np.random.default_rng(0)
+    for share in (0.0, 0.01, 0.5, 0.99, 1.0):
+        mask = np.asfortranarray(rng.random((HEIGHT, WIDTH)) < share, np.uint8)
+        code = codes.encode(mask)['counts'].decode()
+        assert check(content(THING, changed(THING, **rle(code)))) == []
+        assert "in 'counts'" in check(content(THING, changed(THING, **rle(code + '9'))))
 
 
 def test_what_only_the_evaluation_stumbles_on_is_refused_there(check):
