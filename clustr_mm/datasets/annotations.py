@@ -65,12 +65,13 @@ def check_annotations(dataset: Mapping[str, Any], scope: str | None, evaluated: 
     if kind not in _FIELDS or is_remote(path):
         return
     content = _read(path, dict)
-    sizes = _sizes(content.get('images'), path)
+    persons = 'keypoints' in _FIELDS[kind]
+    sizes = _sizes(_records(content, 'images', path), path, persons)
     boxes = dataset.get('bbox_file')
     if boxes and not is_remote(boxes):
         _check_boxes(boxes, path, sizes)
-    persons = 'keypoints' in _FIELDS[kind]
-    categories = content.get('categories') or []
+    categories = _records(content, 'categories', path)
+    _check_categories(categories, path)
     use = _Use(
         fields={**_FIELDS[kind], **(_FIELDS_EVALUATED[kind] if evaluated else {})},
         persons=persons,
@@ -78,7 +79,7 @@ def check_annotations(dataset: Mapping[str, Any], scope: str | None, evaluated: 
         categories=None if persons else _known_categories(dataset, kind, categories, path),
         evaluated=evaluated,
     )
-    annotations = content.get('annotations') or []
+    annotations = _records(content, 'annotations', path)
     passed_over = _check_annotations(annotations, sizes, use, path)
     for reason in (_NO_AREA, _NO_POLYGON):
         if passed_over[reason]:
@@ -148,9 +149,11 @@ def _check_annotations(
     seen = set()
     for annotation in annotations:
         number, image = annotation.get('id'), annotation.get('image_id')
-        if image is not None and image not in sizes:
+        # pycocotools keeps one annotation of an id, also where nobody reads the other's image.
+        fault = _id_fault(annotation) or ('has the id of another one' if number in seen else None)
+        if fault is None and image not in sizes:
+            seen.add(number)
             continue  # of an image that is not listed: nobody reads it
-        fault = 'has the id of another one' if number in seen else None
         fault = fault or _field_fault(annotation, use.fields)
         reason = ''
         if fault is None:
@@ -169,9 +172,9 @@ def _check_annotations(
 def _read(path: str, kind: type) -> Any:
     """Parse a JSON file that holds a dict or a list."""
     try:
-        with open(path, 'rb') as file:
+        with open(path, encoding='utf-8') as file:  # as pycocotools does: no byte order mark
             content = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AnnotationError(
             f'{path} is no whole JSON file ({error}): download or write it again'
         ) from error
@@ -181,16 +184,62 @@ def _read(path: str, kind: type) -> Any:
     return content
 
 
-def _sizes(images: Any, path: str) -> dict[Any, tuple[int, int]]:
+def _records(content: Mapping[str, Any], name: str, path: str) -> list[Mapping[str, Any]]:
+    """A list of a COCO file, empty where the file has none."""
+    records = content.get(name, [])
+    if not isinstance(records, list):
+        raise AnnotationError(f'{path}: {name!r} is a {type(records).__name__}, must be a list')
+    for place, record in enumerate(records):
+        if not isinstance(record, Mapping):
+            raise AnnotationError(
+                f'{path}: {name!r} has a {type(record).__name__} at place {place} (counted from '
+                '0), must have dicts only'
+            )
+    return records
+
+
+def _sizes(
+    images: Sequence[Mapping[str, Any]], path: str, persons: bool
+) -> dict[Any, tuple[int, int]]:
     """Height and width of the images by id."""
     if not images:
         raise AnnotationError(f'{path} lists no images')
+    sizes: dict[Any, tuple[int, int]] = {}
     for image in images:
+        which = image.get('file_name', image.get('id'))
         for name in ('id', 'file_name', 'height', 'width'):
             if image.get(name) is None:
-                which = image.get('file_name', image.get('id'))
                 raise AnnotationError(f'{path}: image {which} has no {name!r}; write it there')
-    return {image['id']: (image['height'], image['width']) for image in images}
+        number, size = image['id'], (image['height'], image['width'])
+        fault = None
+        if not _is_id(number) or (persons and isinstance(number, str)):  # mmpose counts with it
+            fault = f"has 'id' {number!r}, must be a whole number"
+        elif not isinstance(image['file_name'], str):
+            fault = "has no text as 'file_name'"
+        elif not all(isinstance(side, int) and side > 0 for side in size):
+            fault = f'has height and width {size}, must be whole numbers of pixels from 1'
+        elif number in sizes:
+            fault = f'has the id {number} of another one: each would get the annotations of both'
+        if fault is not None:
+            raise AnnotationError(f'{path}: image {which} {fault}; mend it or take it out')
+        sizes[number] = size
+    return sizes
+
+
+def _is_id(value: Any) -> bool:
+    """Whether a value can be an id: a whole number or a text."""
+    return isinstance(value, int | str) or (isinstance(value, float) and value.is_integer())
+
+
+def _id_fault(annotation: Mapping[str, Any]) -> str | None:
+    """Say which id of an annotation is missing or cannot be one: the libraries sort by them."""
+    for name in ('id', 'image_id', 'category_id'):
+        value = annotation.get(name)
+        if value is None:
+            return f'has no {name!r}'
+        if not _is_id(value):
+            return f'has {name!r} {value!r}, must be a whole number'
+    return None
 
 
 def _steps(pipeline: Any) -> Iterator[Mapping[str, Any]]:
@@ -204,6 +253,22 @@ def _steps(pipeline: Any) -> Iterator[Mapping[str, Any]]:
         yield from _steps(each)
 
 
+def _check_categories(categories: Sequence[Mapping[str, Any]], path: str) -> None:
+    """Check that each category has an id and a name of its own."""
+    if not categories:
+        raise AnnotationError(f"{path} has no 'categories'; write id and name of each there")
+    for name in ('id', 'name'):
+        seen = set()
+        for category in categories:
+            value = category.get(name)
+            if not _is_id(value) or value in seen:
+                fault = f'the {name} of another one' if _is_id(value) else f'no {name!r}'
+                raise AnnotationError(
+                    f'{path}: category {dict(category)} has {fault}; give each its own'
+                )
+            seen.add(value)
+
+
 def _known_categories(
     dataset: Mapping[str, Any], kind: str, categories: Sequence[Mapping], path: str
 ) -> set | None:
@@ -213,15 +278,23 @@ def _known_categories(
         classes = getattr(DATASETS.get(kind), 'METAINFO', {}).get('classes')
     if not isinstance(classes, list | tuple):
         return None
-    known = {each['id'] for each in categories if each['name'] in classes}
-    if not known:
-        named = ', '.join(str(each['name']) for each in categories) or 'none'
+    found = {each['id']: each['name'] for each in categories if each['name'] in classes}
+    if not found:
+        named = ', '.join(str(each['name']) for each in categories)
         raise AnnotationError(
             f'{path}: no category ({named:.200}) is a class of the data set '
             f'({", ".join(classes):.200}); name them in '
             "dataset.metainfo=dict(classes=(...)), and their number in the model's heads"
         )
-    return known
+    # mmdet counts through the file's categories, and takes the number for the class of that place.
+    for category, name in zip(found.values(), classes, strict=False):
+        if category != name:
+            raise AnnotationError(
+                f'{path} has category {category!r} where the classes have {name!r}, and labels are '
+                "counted in the file's order: list the categories "
+                f'there as dataset.metainfo.classes does ({", ".join(classes):.200})'
+            )
+    return set(found)
 
 
 def _field_fault(annotation: Mapping[str, Any], fields: Mapping[str, int]) -> str | None:

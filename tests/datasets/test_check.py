@@ -145,7 +145,8 @@ def check(tmp_path):
 
     def run(written, persons=False, split='train', **more):
         path = tmp_path / 'a.json'
-        path.write_text(written if isinstance(written, str) else json.dumps(written))
+        text = written if isinstance(written, str | bytes) else json.dumps(written)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
         (tmp_path / 'images').mkdir(exist_ok=True)
         (tmp_path / 'images' / 'a.jpg').touch()
         kind = 'mmpose.CocoWholeBodyDataset' if persons else 'mmdet.CocoDataset'
@@ -310,6 +311,55 @@ def test_nothing_to_train_on_is_said_with_the_reasons(check, persons):
         assert check(content(), split='test') == []  # a detector is tested on empty images, too
 
 
+@pytest.mark.parametrize('persons', [False, True])
+@pytest.mark.parametrize(
+    ('part', 'change', 'words'),
+    [
+        ('images', lambda images: {1: images[0]}, "'images' is a dict, must be a list"),
+        ('images', lambda images: [*images, None], "'images' has a NoneType at place 1"),
+        ('images', lambda images: images * 2, 'image a.jpg has the id 1 of another one'),
+        ('images', lambda images: [dict(images[0], id=[1])], "'id' [1], must be a whole number"),
+        ('images', lambda images: [dict(images[0], file_name=5)], "no text as 'file_name'"),
+        ('images', lambda images: [dict(images[0], height=0)], 'whole numbers of pixels from 1'),
+        ('images', lambda images: [dict(images[0], width=math.nan)], 'whole numbers of pixels'),
+        ('annotations', lambda _: None, "'annotations' is a NoneType"),
+        ('annotations', lambda each: [*each, [1]], "'annotations' has a list at place 1"),
+        ('annotations', lambda each: [dict(each[0], id=None)], "no 'id'"),
+        ('annotations', lambda each: [dict(each[0], id=math.nan)], "'id' nan, must be a whole"),
+        ('annotations', lambda each: [dict(each[0], image_id=[1])], "'image_id' [1], must be"),
+        ('annotations', lambda each: [dict(each[0], category_id={})], "'category_id' {}, must"),
+        # pycocotools would give the listed image the other's annotation.
+        ('annotations', lambda each: [*each, dict(each[0], image_id=99)], 'id of another one'),
+        ('categories', lambda _: [], "has no 'categories'"),
+        ('categories', lambda _: ['person'], "'categories' has a str at place 0"),
+        ('categories', lambda each: [dict(id=1)], "{'id': 1} has no 'name'"),
+        ('categories', lambda each: [*each, dict(id=1, name='cat')], 'the id of another one'),
+        ('categories', lambda each: [*each, dict(id=2, name='person')], 'the name of another one'),
+    ],
+)
+def test_file_that_the_libraries_stumble_over_is_named(check, persons, part, change, words):
+    written = content(PERSON)
+    written[part] = change(written[part])
+    assert words in check(written, persons)
+
+
+def test_images_of_persons_have_numbers(check):
+    written = content(changed(PERSON, image_id='1'))
+    written['images'][0]['id'] = '1'
+    assert check(written) == []
+    assert "has 'id' '1', must be a whole number" in check(written, persons=True)
+
+
+def test_categories_in_another_order_than_the_classes_are_said(check):
+    written = content(THING)
+    written['categories'] = [dict(id=1, name='person'), dict(id=2, name='cat')]
+    assert check(written, metainfo=dict(classes=('person', 'dog', 'cat'))).count("'dog'") == 1
+    assert "'person' where the classes have 'cat'" in check(
+        written, metainfo=dict(classes=('cat', 'person'))
+    )
+    assert check(written, metainfo=dict(classes=('person', 'cat', 'dog'))) == []
+
+
 def test_classes_that_the_file_does_not_know_are_said(check):
     written = content(THING)
     written['categories'] = [dict(id=1, name='zebra')]
@@ -321,6 +371,10 @@ def test_classes_that_the_file_does_not_know_are_said(check):
     ('written', 'words'),
     [
         ('{"images": [', 'is no whole JSON file'),
+        # What json.load takes of bytes, and pycocotools does not take.
+        (b'\xef\xbb\xbf{"images": []}', 'is no whole JSON file (Unexpected UTF-8 BOM'),
+        ('{"images": []}'.encode('utf-16'), 'is no whole JSON file'),
+        ('[' * 200_000, 'is no whole JSON file'),
         ('[]', 'holds a list, must be a dict'),
         (dict(images=[]), 'lists no images'),
         (dict(images=[dict(id=1, file_name='a.jpg', width=9)]), "image a.jpg has no 'height'"),
