@@ -35,11 +35,22 @@ _FIELDS_EVALUATED = {
     'mmdet.CocoDataset': dict(iscrowd=0),
     'mmpose.CocoWholeBodyDataset': dict(area=1),
 }
-# Why the libraries pass over an annotation. The first two are mistakes, if harmless ones.
+# Why the libraries pass over an annotation, or a part of it.
+_NO_IMAGE = 'an image that the file does not list'
+_NO_CATEGORY = 'a category that the file does not list'
 _NO_AREA = 'a box without area inside the image'
 _NO_POLYGON = 'no polygon of three points'
+_OUTSIDE = 'keypoints outside the image'
 _CROWD, _NO_KEYPOINTS = 'iscrowd set', 'no keypoints'
 _OTHER_CATEGORY = 'a category that is not among the classes'
+# Those that are mistakes, if harmless ones, and what comes of them in training and in a test.
+_WARNED = {
+    _NO_IMAGE: ('are left out', 'are left out'),
+    _NO_CATEGORY: ('are left out', 'are left out'),
+    _NO_AREA: ('are not trained on', 'count as missed'),
+    _NO_POLYGON: ('are not trained on', 'count as missed'),
+    _OUTSIDE: ('are trained on without them', 'are measured with them'),
+}
 
 
 class AnnotationError(ValueError):
@@ -77,16 +88,17 @@ def check_annotations(dataset: Mapping[str, Any], scope: str | None, evaluated: 
         persons=persons,
         masks=any(step.get('with_mask') for step in _steps(dataset.get('pipeline'))),
         categories=None if persons else _known_categories(dataset, kind, categories, path),
+        listed={each['id'] for each in categories},
         evaluated=evaluated,
     )
     annotations = _records(content, 'annotations', path)
     passed_over = _check_annotations(annotations, sizes, use, path)
-    for reason in (_NO_AREA, _NO_POLYGON):
+    for reason, consequences in _WARNED.items():
         if passed_over[reason]:
-            what = 'count as missed' if evaluated else 'are not trained on'
             print_log(
                 f'{path}: {len(passed_over[reason])} of {len(annotations)} annotations have '
-                f'{reason} and {what} (the first: annotation {passed_over[reason][0]})',
+                f'{reason} and {consequences[evaluated]} '
+                f'(the first: annotation {passed_over[reason][0]})',
                 logger='current',
                 level=30,  # WARNING
             )
@@ -138,6 +150,7 @@ class _Use(NamedTuple):
     persons: bool  # with keypoints; else objects
     masks: bool
     categories: set | None  # ids of those that are classes; None: all
+    listed: set  # ids of all categories
     evaluated: bool
 
 
@@ -153,12 +166,13 @@ def _check_annotations(
         fault = _id_fault(annotation) or ('has the id of another one' if number in seen else None)
         if fault is None and image not in sizes:
             seen.add(number)
-            continue  # of an image that is not listed: nobody reads it
+            passed_over[_NO_IMAGE].append(number)
+            continue  # nobody reads it
         fault = fault or _field_fault(annotation, use.fields)
         reason = ''
         if fault is None:
             reason = _why_passed_over(annotation, sizes[image], use)
-            if use.masks and reason != _OTHER_CATEGORY:
+            if use.masks and reason not in (_OTHER_CATEGORY, _NO_CATEGORY):
                 fault = mask_fault(annotation.get('segmentation'), sizes[image], use.evaluated)
         if fault is not None:
             raise AnnotationError(
@@ -166,6 +180,8 @@ def _check_annotations(
             )
         seen.add(number)
         passed_over[reason].append(number)
+        if use.persons and not reason and _reaches_outside(annotation, sizes[image]):
+            passed_over[_OUTSIDE].append(number)
     return passed_over
 
 
@@ -322,7 +338,7 @@ def _why_passed_over(annotation: Mapping[str, Any], size: tuple[int, int], use: 
     if annotation.get('iscrowd'):
         return _CROWD
     if use.categories is not None and annotation['category_id'] not in use.categories:
-        return _OTHER_CATEGORY
+        return _OTHER_CATEGORY if annotation['category_id'] in use.listed else _NO_CATEGORY
     if wide <= 0 or high <= 0:
         return _NO_AREA
     if use.persons:
@@ -336,6 +352,15 @@ def _why_passed_over(annotation: Mapping[str, Any], size: tuple[int, int], use: 
     if use.masks and isinstance(mask, list) and not any(encloses(polygon) for polygon in mask):
         return _NO_POLYGON
     return ''
+
+
+def _reaches_outside(person: Mapping[str, Any], size: tuple[int, int]) -> bool:
+    """Whether a person has a keypoint outside the image (unlabelled ones are at 0, 0)."""
+    return any(
+        min(person[part][axis::3]) < 0 or max(person[part][axis::3]) > size[1 - axis]
+        for part in _KEYPOINTS
+        for axis in (0, 1)
+    )
 
 
 def _check_boxes(path: str, ann_file: str, sizes: Mapping) -> None:

@@ -103,7 +103,8 @@ class CheckedLoad(CheckedStep):
     Before the wrapped transform runs, the file is checked with `image_fault`, which finds what
     decoders let pass; afterwards, that the picture has the size that its annotations are made for,
     that 8 bits were enough for it, and that a label map has the picture's size and known labels.
-    Odd but whole files (CMYK, grey, 16 bits, EXIF rotation) load.
+    Keypoints outside the picture count as not labelled. Odd but whole files (CMYK, grey, 16 bits,
+    EXIF rotation) load.
 
     Args:
         loader: config of the wrapped transform, say ``dict(type='LoadImageFromFile')``.
@@ -158,6 +159,8 @@ class CheckedLoad(CheckedStep):
             return None
         if loads_image and 'img' in loaded:
             _check_image(loaded['img'], loaded, contents.get('img_path'), size)
+            if 'keypoints_visible' in loaded and loaded['keypoints'].shape[-1] == 2:
+                _hide_outside(loaded)
         if 'seg_map_path' in contents and loaded.get('gt_seg_map') is not None:
             _check_label_map(loaded, contents['seg_map_path'], self.num_classes)
         return loaded
@@ -252,6 +255,13 @@ def _check_image(
     fault = None if data is None else depth_fault(data, image)
     if fault is not None:
         raise DataFileError(f'{path} {fault}')
+
+
+def _hide_outside(results: dict) -> None:
+    """Make keypoints outside the picture not visible, (N, K, 2) and (N, K) in mmpose's samples."""
+    points, (height, width) = results['keypoints'], results['img'].shape[:2]
+    inside = ((points >= 0) & (points <= (width, height))).all(axis=-1)
+    results['keypoints_visible'] = results['keypoints_visible'] * inside
 
 
 def _check_label_map(results: dict, data: bytes, num_classes: int | None) -> None:

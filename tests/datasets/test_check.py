@@ -188,7 +188,6 @@ def test_sound_annotations_pass_in_silence(check, persons, split):
         changed(PERSON, id=9, iscrowd=1, segmentation=crowd),
         changed(PERSON, id=10, num_keypoints=0),
         changed(PERSON, id=11, bbox=[-10, -10, 200, 200]),
-        changed(PERSON, id=12, image_id=99, bbox=[math.nan] * 4),  # of no listed image
     ]
     assert check(content(*everyday), persons, split) == []
 
@@ -294,6 +293,29 @@ def test_harmless_mistakes_are_counted_in_one_warning(check):
     assert check(content(PERSON, edge)) == []
     (area,) = check(content(PERSON, edge), persons=True)
     assert '1 of 2' in area
+
+
+def test_annotations_of_what_the_file_does_not_list_are_counted(check):
+    lost = changed(PERSON, id=12, image_id=99, bbox=[math.nan] * 4)
+    typed = changed(PERSON, id=13, image_id='1')
+    for persons in (False, True):
+        (image,) = check(content(PERSON, lost, typed), persons)
+        assert '2 of 3 annotations have an image that the file does not list' in image
+        assert 'are left out (the first: annotation 12)' in image
+    (category,) = check(content(THING, changed(THING, category_id=999)))
+    assert '1 of 2 annotations have a category that the file does not list' in category
+    # One that is listed, and no class, is left out on purpose.
+    written = content(THING, changed(THING, category_id=2))
+    written['categories'].append(dict(id=2, name='cat'))
+    assert check(written) == []
+
+
+def test_keypoints_outside_the_image_are_counted(check):
+    far = changed(PERSON, face_kpts=[9, 9, 2] * 67 + [WIDTH + 1, 9, 2])
+    (outside,) = check(content(PERSON, far), persons=True)
+    assert '1 of 2 annotations have keypoints outside the image' in outside
+    assert 'annotation 8)' in outside
+    assert check(content(changed(PERSON, face_kpts=[WIDTH, HEIGHT, 2] * 68)), persons=True) == []
 
 
 @pytest.mark.parametrize('persons', [False, True])

@@ -238,6 +238,14 @@ def test_picture_of_another_size_than_its_annotations_is_named(files, tmp_path):
         load()(dict(img_path=files['whole'], img_id=3, dataset=Poses()))
 
 
+def test_keypoints_outside_the_picture_are_not_visible(files):
+    places = [(0, 0), (80, 60), (-1, 5), (81, 5), (5, 60.5), (1e300, 5), (40, 30)]
+    sample = dict(
+        img_path=files['whole'], keypoints=np.array([places]), keypoints_visible=np.ones((1, 7))
+    )
+    assert load()(sample)['keypoints_visible'].tolist() == [[1, 1, 0, 0, 0, 0, 1]]
+
+
 def test_labels_that_are_no_class_are_named(files, tmp_path):
     pytest.importorskip('mmseg.datasets')
     labels = np.full((60, 80), 3, np.uint8)
