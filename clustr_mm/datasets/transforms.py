@@ -70,7 +70,7 @@ class CheckedStep:
         Raises:
             DataFileError: for a sample that it fails on if `on_error` is 'raise'.
         """
-        path = results.get('img_path')
+        path = self.path_of(results)
         try:
             return self.run(results)
         except DataFileError as error:
@@ -87,6 +87,10 @@ class CheckedStep:
             raise fault
         print_log(f'skipped a sample: {fault}', logger='current', level=30)  # WARNING
         return None
+
+    def path_of(self, results: dict) -> str | None:
+        """The file that is at fault where the wrapped transform fails."""
+        return results.get('img_path')
 
     def run(self, results: dict) -> dict | None:
         """Run the wrapped transform, with whatever is to be checked before and after it."""
@@ -133,6 +137,11 @@ class CheckedLoad(CheckedStep):
             keys = ('seg_map_path',) if self.name == 'LoadAnnotations' else ('img_path',)
         self.keys = tuple(keys)
         self.num_classes = num_classes
+
+    def path_of(self, results: dict) -> str | None:
+        """The file that the wrapped transform loads."""
+        paths = (results.get(key) for key in self.keys)
+        return next((path for path in paths if path is not None), super().path_of(results))
 
     def run(self, results: dict) -> dict | None:
         """Check the sample's files, load, and check what was loaded.
@@ -278,7 +287,18 @@ def _check_label_map(results: dict, data: bytes, num_classes: int | None) -> Non
             f'{path} has {labels.shape[0]}x{labels.shape[1]} pixels, its image '
             f'{results.get("img_path")} {size[0]}x{size[1]}: they must have one size'
         )
-    if bits_per_channel(data) > 8 and (top := decode_deep(data).max()) > _IGNORED:
+    if data.startswith(b'\xff\xd8'):
+        raise DataFileError(
+            f'{path} is a JPEG, which blurs labels into others: write it anew as png, from what it '
+            'was made of'
+        )
+    bits = bits_per_channel(data)
+    if bits > 16:
+        raise DataFileError(
+            f'{path} has {bits} bits a channel, of which labels lose fractions and nan: write it '
+            'anew with 8'
+        )
+    if bits > 8 and (top := decode_deep(data).max()) > _IGNORED:
         raise DataFileError(
             f'{path} has label {top}: labels are read as 8 bits, must be 0 to {_IGNORED}'
         )
