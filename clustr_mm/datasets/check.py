@@ -12,6 +12,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mmengine.fileio import list_dir_or_file
+from mmengine.logging import print_log
+
 from clustr_mm.datasets.annotations import check_annotations, is_remote, join_path
 
 SPLITS = ('train', 'val', 'test')
@@ -43,13 +46,18 @@ class DataNotFoundError(ValueError):
     """A folder or file that a config names is not there."""
 
 
+class ClassFoldersError(ValueError):
+    """The folders that are a data set's classes are not the model's, or another split's."""
+
+
 def check_data_root(cfg: Mapping[str, Any], splits: Sequence[str] = SPLITS) -> None:
     """Check that every data set of a config is where the config says.
 
     Looks at the data sets of ``{train,val,test}_dataloader``, through wrappers (`dataset`,
     `datasets`), and at whole paths besides them: `bbox_file`, and `ann_file` of the evaluators.
     Then reads the COCO files of detection and whole-body pose; a warning says which of their
-    annotations the run passes over by mistake. Paths with a scheme (``s3://``) are passed over.
+    annotations the run passes over by mistake, and which label maps have no image; and the folders
+    of classes of all splits are compared. Paths with a scheme (``s3://``) are passed over.
 
     Args:
         cfg: an mmengine Config, or a dict of its form.
@@ -59,12 +67,14 @@ def check_data_root(cfg: Mapping[str, Any], splits: Sequence[str] = SPLITS) -> N
         DataNotFoundError: one sentence with the missing path, who names it, the expected tree and
             the mend.
         AnnotationError: one sentence with the file, the annotation and the mend.
+        ClassFoldersError: one sentence with the folders, those that differ and the mend.
     """
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         if loader:
             for place, dataset in _datasets(loader.get('dataset'), f'{split}_dataloader.dataset'):
                 _check_dataset(dataset, place)
+                _count_lone_labels(dataset)
                 check_annotations(dataset, cfg.get('default_scope'), evaluated=split != 'train')
         evaluators = cfg.get(f'{split}_evaluator')
         if isinstance(evaluators, Mapping):
@@ -76,6 +86,81 @@ def check_data_root(cfg: Mapping[str, Any], splits: Sequence[str] = SPLITS) -> N
                     f'annotation file {path} ({split}_evaluator.ann_file) not found: pass '
                     f'--data-root DIR, or --cfg-options {split}_evaluator.ann_file=FILE'
                 )
+    check_class_folders(cfg, splits)
+
+
+def check_class_folders(cfg: Mapping[str, Any], splits: Sequence[str] = SPLITS) -> None:
+    """Check that labels made of folders mean the same in every split, and fit the model.
+
+    A classifier's data set numbers its folders in order: one that is missing, or a notebook's
+    hidden one, moves the labels of all behind it. Folders that are not there are passed over.
+
+    Args:
+        cfg: an mmengine Config, or a dict of its form.
+        splits: which of 'train', 'val' and 'test' the run will use.
+
+    Raises:
+        ClassFoldersError: one sentence with the folders, those that differ and the mend.
+    """
+    head = (cfg.get('model') or {}).get('head') or {}
+    count = head.get('num_classes') if isinstance(head, Mapping) else None
+    before: tuple[str, set[str]] | None = None
+    for split in splits:
+        for _, dataset in _datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset'), ''):
+            above = _class_folder(dataset)
+            if above is None:
+                continue
+            names = {entry.name for entry in os.scandir(above) if entry.is_dir()}
+            if count is not None and len(names) > count:
+                raise ClassFoldersError(
+                    f'{above} has {len(names)} folders of classes, the model {count} '
+                    f'({min(names)} is the first): take away what is no class, or set '
+                    'model.head.num_classes'
+                )
+            if before is not None and names != before[1]:
+                lone = ', '.join(sorted(names ^ before[1]))
+                raise ClassFoldersError(
+                    f'{before[0]} and {above} have different folders of classes ({lone:.200} in '
+                    'one only), and labels number the folders in order: give both the same ones'
+                )
+            before = (above, names)
+
+
+def _class_folder(dataset: Mapping[str, Any]) -> str | None:
+    """The folder whose folders are the classes of a data set, if they are."""
+    if _kind(dataset) not in ('ImageNet', 'CustomDataset') or dataset.get('ann_file'):
+        return None
+    if dataset.get('with_label') is False:
+        return None
+    folder = join_path(dataset.get('data_root') or '', _prefixes(dataset).get('img_path') or '')
+    return folder if os.path.isdir(folder) else None
+
+
+def _count_lone_labels(dataset: Mapping[str, Any]) -> None:
+    """Warn of label maps without an image: mmseg begins with the images, and never sees them."""
+    prefixes = _prefixes(dataset)
+    if _kind(dataset) not in ('ADE20KDataset', 'BaseSegDataset') or dataset.get('ann_file'):
+        return
+    root = dataset.get('data_root') or ''
+    images, labels = (join_path(root, prefixes.get(n) or '') for n in ('img_path', 'seg_map_path'))
+    if not prefixes.get('seg_map_path') or is_remote(images) or is_remote(labels):
+        return
+    suffixes = (dataset.get('img_suffix', '.jpg'), dataset.get('seg_map_suffix', '.png'))
+    stems = [
+        {
+            name.removesuffix(suffix)
+            for name in list_dir_or_file(folder, list_dir=False, suffix=suffix, recursive=True)
+        }
+        for folder, suffix in zip((images, labels), suffixes, strict=True)
+    ]
+    lone = stems[1] - stems[0]
+    if lone:
+        print_log(
+            f'{labels}: {len(lone)} of {len(stems[1])} label maps have no image in {images} and '
+            f'are left out (the first: {min(lone)}{suffixes[1]}, without {min(lone)}{suffixes[0]})',
+            logger='current',
+            level=30,  # WARNING
+        )
 
 
 def _datasets(node: Any, place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -92,8 +177,7 @@ def _datasets(node: Any, place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _check_dataset(dataset: Mapping[str, Any], place: str) -> None:
-    kind = dataset.get('type', '')
-    kind = kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
+    kind = _kind(dataset)
     root = dataset.get('data_root') or ''
 
     def fail(what: str, path: str) -> None:
@@ -112,12 +196,7 @@ def _check_dataset(dataset: Mapping[str, Any], place: str) -> None:
     ann_file = dataset.get('ann_file')
     if ann_file and not _exists(path := join_path(root, ann_file)):
         fail('annotation file not found', path)
-    prefixes = dataset.get('data_prefix') or {}
-    if not isinstance(prefixes, Mapping):  # mmpretrain allows a plain string
-        prefixes = {'img_path': prefixes}
-    if kind == 'ImageNet' and dataset.get('split') and not any(prefixes.values()):
-        prefixes = {'img_path': dataset['split']}
-    for prefix in prefixes.values():
+    for prefix in _prefixes(dataset).values():
         path = join_path(root, prefix or '')
         if not path or is_remote(path):
             continue
@@ -131,6 +210,22 @@ def _check_dataset(dataset: Mapping[str, Any], place: str) -> None:
             f'person boxes not found: {os.path.abspath(bbox_file)} ({place}.bbox_file); to take '
             f'the annotated boxes instead, pass --cfg-options {place}.bbox_file=None'
         )
+
+
+def _kind(dataset: Mapping[str, Any]) -> str:
+    """A data set's type without its library."""
+    kind = dataset.get('type', '')
+    return kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
+
+
+def _prefixes(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The folders of a data set below its root, by what is in them."""
+    prefixes = dataset.get('data_prefix') or {}
+    if not isinstance(prefixes, Mapping):  # mmpretrain allows a plain string
+        prefixes = {'img_path': prefixes}
+    if _kind(dataset) == 'ImageNet' and dataset.get('split') and not any(prefixes.values()):
+        prefixes = {'img_path': dataset['split']}
+    return prefixes
 
 
 def _exists(path: str) -> bool:

@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from mmengine.logging import MMLogger
 
 from clustr_mm.datasets import DataNotFoundError, check_data_root
 from clustr_mm.datasets.annotations import AnnotationError, image_sizes
+from clustr_mm.datasets.check import ClassFoldersError
 from clustr_mm.datasets.mini import MiniData, build
 
 
@@ -94,6 +96,44 @@ def test_wrappers_are_opened(roots, tmp_path):
     inner = dict(type='RepeatDataset', times=2, dataset=ade(tmp_path / 'gone'))
     both = dict(type='ConcatDataset', datasets=[ade(roots['ade20k']), inner])
     assert 'train_dataloader.dataset.datasets.1.dataset' in message(config(both))
+
+
+def test_folders_of_classes_are_those_of_the_model_and_of_every_split(tmp_path):
+    for split in ('train', 'val'):
+        for name in 'abc':
+            (tmp_path / split / name).mkdir(parents=True)
+    sets = {
+        f'{split}_dataloader': dict(
+            dataset=dict(type='CustomDataset', data_root=str(tmp_path), data_prefix=split)
+        )
+        for split in ('train', 'val')
+    }
+    check_data_root(Config(sets))
+    check_data_root(Config(dict(sets, model=dict(head=dict(num_classes=3)))))
+    with pytest.raises(ClassFoldersError, match=r'train has 3 folders .*, the model 2 \(a is'):
+        check_data_root(Config(dict(sets, model=dict(head=dict(num_classes=2)))))
+    # A notebook's, which comes before all others.
+    (tmp_path / 'train' / '.ipynb_checkpoints').mkdir()
+    with pytest.raises(ClassFoldersError, match=r'\(\.ipynb_checkpoints in one only\)'):
+        check_data_root(Config(sets))
+    check_data_root(Config(sets), splits=['val'])
+
+
+def test_label_maps_without_an_image_are_counted(roots, tmp_path, caplog):
+    root = shutil.copytree(roots['ade20k'], tmp_path / 'ade')
+    first, second = sorted((root / 'images' / 'training').iterdir())[:2]
+    first.unlink()
+    second.rename(second.with_suffix('.JPG'))  # nobody looks for it under this name
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    try:
+        check_data_root(config(ade(roots['ade20k'])))
+        assert not caplog.messages
+        check_data_root(config(ade(root)))
+    finally:
+        logger.removeHandler(caplog.handler)
+    (line,) = caplog.messages
+    assert '2 of 10 label maps have no image' in line and f'{first.stem}.png' in line
 
 
 def test_missing_box_file_says_how_to_do_without(roots):
