@@ -95,9 +95,10 @@ def test_the_tool_ends_with_one_line_a_fault_and_status_1(tmp_path: Path) -> Non
         [*command, '--data-root', root], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    (fault,) = (line for line in done.stdout.splitlines() if line.startswith('fault: '))
-    assert 'num_classes is 10' in fault and '9 classes' in fault
-    assert done.stderr.splitlines()[-1].startswith('error: 1 fault in the data')
+    count, lone = (line for line in done.stdout.splitlines() if line.startswith('fault: '))
+    assert 'num_classes is 10' in count and '9 classes' in count
+    assert f'different folders of classes ({folder.name} in one only)' in lone
+    assert done.stderr.splitlines()[-1].startswith('error: 2 faults in the data')
     assert 'Traceback' not in done.stderr
 
 

@@ -19,7 +19,14 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from clustr_mm.datasets.check import AnnotationError, DataNotFoundError, _datasets, check_data_root
+from clustr_mm.datasets.annotations import AnnotationError
+from clustr_mm.datasets.check import (
+    ClassFoldersError,
+    DataNotFoundError,
+    _datasets,
+    check_class_folders,
+    check_data_root,
+)
 from clustr_mm.datasets.images import image_fault
 
 IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
@@ -80,6 +87,10 @@ def audit(
             check_data_root({f'{split}_evaluator': cfg.get(f'{split}_evaluator')}, [split])
         except DataNotFoundError as error:
             yield str(error)
+    try:
+        check_class_folders({name: cfg[name] for name in cfg if name.endswith('_dataloader')})
+    except ClassFoldersError as error:
+        yield str(error)
 
 
 def _audit_one(

@@ -15,7 +15,7 @@ from mmengine.fileio import get
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 
-from clustr_mm.datasets.check import image_sizes
+from clustr_mm.datasets.annotations import image_sizes
 from clustr_mm.datasets.images import bits_per_channel, decode_deep, depth_fault, image_fault
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class CheckedStep:
         Raises:
             DataFileError: for a sample that it fails on if `on_error` is 'raise'.
         """
-        path = results.get('img_path')
+        path = self.path_of(results)
         try:
             return self.run(results)
         except DataFileError as error:
@@ -88,6 +88,10 @@ class CheckedStep:
         print_log(f'skipped a sample: {fault}', logger='current', level=30)  # WARNING
         return None
 
+    def path_of(self, results: dict) -> str | None:
+        """The file that is at fault where the wrapped transform fails."""
+        return results.get('img_path')
+
     def run(self, results: dict) -> dict | None:
         """Run the wrapped transform, with whatever is to be checked before and after it."""
         return self.transform(results)
@@ -103,7 +107,8 @@ class CheckedLoad(CheckedStep):
     Before the wrapped transform runs, the file is checked with `image_fault`, which finds what
     decoders let pass; afterwards, that the picture has the size that its annotations are made for,
     that 8 bits were enough for it, and that a label map has the picture's size and known labels.
-    Odd but whole files (CMYK, grey, 16 bits, EXIF rotation) load.
+    Keypoints outside the picture count as not labelled. Odd but whole files (CMYK, grey, 16 bits,
+    EXIF rotation) load.
 
     Args:
         loader: config of the wrapped transform, say ``dict(type='LoadImageFromFile')``.
@@ -133,6 +138,11 @@ class CheckedLoad(CheckedStep):
         self.keys = tuple(keys)
         self.num_classes = num_classes
 
+    def path_of(self, results: dict) -> str | None:
+        """The file that the wrapped transform loads."""
+        paths = (results.get(key) for key in self.keys)
+        return next((path for path in paths if path is not None), super().path_of(results))
+
     def run(self, results: dict) -> dict | None:
         """Check the sample's files, load, and check what was loaded.
 
@@ -158,6 +168,8 @@ class CheckedLoad(CheckedStep):
             return None
         if loads_image and 'img' in loaded:
             _check_image(loaded['img'], loaded, contents.get('img_path'), size)
+            if 'keypoints_visible' in loaded and loaded['keypoints'].shape[-1] == 2:
+                _hide_outside(loaded)
         if 'seg_map_path' in contents and loaded.get('gt_seg_map') is not None:
             _check_label_map(loaded, contents['seg_map_path'], self.num_classes)
         return loaded
@@ -261,6 +273,13 @@ def _check_image(
         raise DataFileError(f'{path} {fault}')
 
 
+def _hide_outside(results: dict) -> None:
+    """Make keypoints outside the picture not visible, (N, K, 2) and (N, K) in mmpose's samples."""
+    points, (height, width) = results['keypoints'], results['img'].shape[:2]
+    inside = ((points >= 0) & (points <= (width, height))).all(axis=-1)
+    results['keypoints_visible'] = results['keypoints_visible'] * inside
+
+
 def _check_label_map(results: dict, data: bytes, num_classes: int | None) -> None:
     """Refuse an annotation that is no label map of its image."""
     path, labels = results['seg_map_path'], results['gt_seg_map']
@@ -275,7 +294,18 @@ def _check_label_map(results: dict, data: bytes, num_classes: int | None) -> Non
             f'{path} has {labels.shape[0]}x{labels.shape[1]} pixels, its image '
             f'{results.get("img_path")} {size[0]}x{size[1]}: they must have one size'
         )
-    if bits_per_channel(data) > 8 and (top := decode_deep(data).max()) > _IGNORED:
+    if data.startswith(b'\xff\xd8'):
+        raise DataFileError(
+            f'{path} is a JPEG, which blurs labels into others: write it anew as png, from what it '
+            'was made of'
+        )
+    bits = bits_per_channel(data)
+    if bits > 16:
+        raise DataFileError(
+            f'{path} has {bits} bits a channel, of which labels lose fractions and nan: write it '
+            'anew with 8'
+        )
+    if bits > 8 and (top := decode_deep(data).max()) > _IGNORED:
         raise DataFileError(
             f'{path} has label {top}: labels are read as 8 bits, must be 0 to {_IGNORED}'
         )

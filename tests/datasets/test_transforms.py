@@ -238,6 +238,37 @@ def test_picture_of_another_size_than_its_annotations_is_named(files, tmp_path):
         load()(dict(img_path=files['whole'], img_id=3, dataset=Poses()))
 
 
+def test_keypoints_outside_the_picture_are_not_visible(files):
+    places = [(0, 0), (80, 60), (-1, 5), (81, 5), (5, 60.5), (1e300, 5), (40, 30)]
+    sample = dict(
+        img_path=files['whole'], keypoints=np.array([places]), keypoints_visible=np.ones((1, 7))
+    )
+    assert load()(sample)['keypoints_visible'].tolist() == [[1, 1, 0, 0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ('encode', 'words'),
+    [
+        (lambda labels: cv2.imencode('.jpg', labels), 'is a JPEG, which blurs labels'),
+        (lambda labels: cv2.imencode('.tiff', labels + np.float32(0.5)), 'has 32 bits a channel'),
+        # mmseg: 'numpy.uint8' object does not support item assignment
+        (lambda labels: cv2.imencode('.png', labels[:1, :1]), 'LoadAnnotations fails on it'),
+    ],
+)
+def test_label_map_that_loads_as_other_labels_is_named(files, tmp_path, encode, words):
+    pytest.importorskip('mmseg.datasets')
+    path = str(tmp_path / 'labels.png')
+    open(path, 'wb').write(encode(np.full((60, 80), 3, np.uint8))[1].tobytes())
+    loader = dict(type='mmseg.LoadAnnotations', reduce_zero_label=True)
+    sample = dict(
+        img_path=files['whole'], seg_map_path=path, seg_fields=[], reduce_zero_label=True,
+        label_map=None,
+    )  # fmt: skip
+    with pytest.raises(DataFileError) as error:
+        load(**loader)(sample)
+    assert str(error.value).startswith(f'{path}') and words in str(error.value)
+
+
 def test_labels_that_are_no_class_are_named(files, tmp_path):
     pytest.importorskip('mmseg.datasets')
     labels = np.full((60, 80), 3, np.uint8)
