@@ -40,11 +40,11 @@ import torch
 from mmengine.config import Config, DictAction
 
 from clustr_mm.analysis import PART_SETTINGS, Ablation, Row, build_settings, knob_settings
-from clustr_mm.analysis.mini_task import mini_config, train_setting
+from clustr_mm.analysis.mini_task import train_setting
 from clustr_mm.analysis.settings import backbone_arguments
 from clustr_mm.analysis.tables import Scores, cluster_table, cost_table, score_table, write_csv
 from clustr_mm.engine import UserError, run_tool
-from clustr_mm.engine.config import load_config
+from clustr_mm.engine.config import load_config, set_data_root
 from clustr_mm.visualization.dots import Panel, plot_dots
 
 IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
@@ -179,7 +179,10 @@ def plot(rows: Sequence[Row], scores: Scores, folder: str, title: str) -> None:
 
 def train(options: argparse.Namespace) -> dict[str, list[float]]:
     """Trains every setting with every seed; the scores by setting."""
-    cfg = mini_config(load_config(options.train), options.data_root, options.cfg_options or {})
+    cfg = load_config(options.train)
+    if options.data_root is not None:
+        set_data_root(cfg, options.data_root)
+    cfg.merge_from_dict(options.cfg_options or {})
     clustr_backbone(cfg, options.train)
     scores: dict[str, list[float]] = {}
     for seed in range(options.seeds):
