@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clustr_mm.analysis.roofline import OPERANDS, time_call
 from clustr_mm.clustering import triton_backend as backend
+from clustr_mm.clustering.merge import EPS
 from clustr_mm.clustering.reference import dpc_knn_reference
 from clustr_mm.clustering.triton_backend import Precision, Tile
 
@@ -177,7 +178,7 @@ def _plain_merge(x: Tensor, labels: Tensor, clusters: int, logits: Tensor) -> Te
     index = labels[..., None].expand_as(x)
     numerator = zeros.scatter_add(1, index, x * weight[..., None])
     total = zeros[..., 0].scatter_add(1, labels, weight)
-    return numerator / (total + 1e-6 * (-largest).exp())[..., None]
+    return numerator / (total + EPS * (-largest).exp())[..., None]
 
 
 def time_kernels(x: Tensor, counts: Sequence[int], precision: Precision) -> Iterator[KernelTime]:
