@@ -230,8 +230,7 @@ def _others(
         return
     half = x.half()
     prepared = backend.prepare(x, 'fp16')
-    r = backend.density(prepared, K)
-    order = backend.score(prepared, r).sort(dim=-1, descending=True, stable=True).indices
+    order = backend.rank(prepared, backend.density(prepared, K))
     centres = half.gather(1, order[:, : counts[-1], None].expand(-1, -1, x.shape[2]))
     norm2 = half.float().square().sum(-1)
     theirs = time_call(

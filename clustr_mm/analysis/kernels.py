@@ -200,7 +200,7 @@ def time_kernels(x: Tensor, counts: Sequence[int], precision: Precision) -> Iter
     pair = 2 * batch * n * channels * OPERANDS[precision][1]  # operations of a row of distances
     x_bytes = x.numel() * x.element_size()
     r = backend.density(tokens, K)
-    order = backend.score(tokens, r).sort(dim=-1, descending=True, stable=True).indices
+    order = backend.rank(tokens, r)
     labels = backend.assign(tokens, order, counts)[-1]
     logits = x[..., 0].float().contiguous()
     merged = backend._merge(x, labels, counts[-1], logits)
@@ -261,7 +261,7 @@ def sweep_tiles(
     """
     tokens = backend.prepare(x, precision)
     r = backend.density(tokens, K)
-    order = backend.score(tokens, r).sort(dim=-1, descending=True, stable=True).indices
+    order = backend.rank(tokens, r)
     calls: dict[str, tuple[int, Callable[..., Tensor]]] = {
         'K1 density': (K, partial(backend.density, tokens, K)),
         'K2 score': (2, partial(backend.score, tokens, r)),
