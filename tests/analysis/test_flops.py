@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from clustr_mm import ClusTR
 from clustr_mm.analysis import build_empty
 from clustr_mm.analysis.flops import Count, Macs, closed_formula, count_macs, flop_formulas
+from clustr_mm.analysis.groupings import regroup
 from clustr_mm.engine import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +64,12 @@ def test_three_ways_agree(shape, options):
     count = count_macs(ClusTR(TINY, **options), *shape)
     assert count.formula == count.backbone.total == count.whole.total > 0
     assert count.dispatched == count.formula
+
+
+def test_another_grouping_has_no_closed_formula():
+    model = ClusTR(TINY)
+    regroup(model, 'grid')
+    assert count_macs(model, 64, 64).formula is None
 
 
 def test_the_count_on_the_meta_device_is_that_of_a_real_pass():
