@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from small import NARROW
 
 from clustr_mm import ClusTR, dpc_knn, merge_tokens
 from clustr_mm.engine import UserError
@@ -17,13 +18,7 @@ from clustr_mm.models.exportable import make_exportable, merge_by_product
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
 TOOL = runpy.run_path(str(ROOT / 'tools' / 'export.py'))
-SMALL = dict(
-    embed_dims=(16, 32, 48, 64),
-    depths=(2, 1, 1, 1),
-    num_heads=(1, 2, 3, 4),
-    mlp_ratios=(2, 2, 2, 2),
-    reductions=(8, 4, 2, 1),
-)
+ARCH = {**NARROW, 'depths': (2, 1, 1, 1)}
 TOLERANCE = 1e-4
 SIZES = [(64, 64), (97, 131), (128, 128)]
 
@@ -35,7 +30,7 @@ needs_onnx = pytest.mark.skipif(
 
 def small(**options) -> ClusTR:
     torch.manual_seed(0)
-    return ClusTR(SMALL, **options).eval()
+    return ClusTR(ARCH, **options).eval()
 
 
 @pytest.mark.parametrize(('tokens', 'counts'), [(97, (1, 6)), (784, (12, 49)), (48, (12, 48))])
@@ -145,10 +140,10 @@ def test_onnx_runtime_computes_what_pytorch_does(program, tmp_path):
 def test_segmentation_models(name, static, tmp_path):
     pytest.importorskip('mmseg')
     cfg = Config.fromfile(str(CONFIGS / 'mmseg' / f'{name}.py'))
-    cfg.model.backbone.arch = SMALL
+    cfg.model.backbone.arch = ARCH
     for part in ('neck', 'decode_head'):
         if 'in_channels' in (cfg.model.get(part) or {}) and part == ('neck', 'decode_head')[static]:
-            cfg.model[part].in_channels = list(SMALL['embed_dims'])
+            cfg.model[part].in_channels = list(ARCH['embed_dims'])
     cfg.model.auxiliary_head = None
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmseg'):
