@@ -132,9 +132,10 @@ def test_half_precision_is_computed_in_float32(dtype):
         assert torch.equal(dpc_knn(x, 50), dpc_knn(x.float(), 50))
 
 
-def test_float32_agrees_with_float64_for_nearly_all_tokens():
+@pytest.mark.parametrize('backend', [None, 'traceable'])
+def test_float32_agrees_with_float64_for_nearly_all_tokens(backend):
     x = tokens(1, 2500, 64, dtype=torch.float32) + 30  # a common offset, as features have
-    same = dpc_knn(x, 156) == dpc_knn(x.double(), 156, backend='reference')
+    same = dpc_knn(x, 156, backend=backend) == dpc_knn(x.double(), 156, backend='reference')
     assert same.double().mean() > 0.98
 
 

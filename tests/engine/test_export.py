@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from small import NARROW
 
-from clustr_mm import ClusTR, dpc_knn, merge_tokens
+from clustr_mm import ClusTR, merge_tokens
 from clustr_mm.engine import UserError
 from clustr_mm.engine.export import SegmentorGraph, differences, to_onnx, to_program
 from clustr_mm.models.exportable import make_exportable, merge_by_product
@@ -31,23 +31,6 @@ needs_onnx = pytest.mark.skipif(
 def small(**options) -> ClusTR:
     torch.manual_seed(0)
     return ClusTR(ARCH, **options).eval()
-
-
-@pytest.mark.parametrize(('tokens', 'counts'), [(97, (1, 6)), (784, (12, 49)), (48, (12, 48))])
-def test_traceable_clustering_is_the_definitions(tokens, counts):
-    torch.manual_seed(tokens)
-    x = torch.randn(2, tokens, 32)
-    expected = dpc_knn(x, counts, backend='reference')
-    for label, found in zip(expected, dpc_knn(x, counts, backend='traceable'), strict=True):
-        assert torch.equal(label, found)
-
-
-def test_equal_tokens_are_clustered_as_the_definition_does():
-    torch.manual_seed(0)
-    x = torch.randn(1, 6, 32)[:, torch.randint(6, (200,))]
-    expected = dpc_knn(x, (3, 40), backend='reference')
-    for label, found in zip(expected, dpc_knn(x, (3, 40), backend='traceable'), strict=True):
-        assert torch.equal(label, found)
 
 
 def test_merging_by_a_product_is_merging():
