@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from clustr_mm import ClusTR
+from clustr_mm.analysis.records import device_name
 from clustr_mm.engine import UserError
 
 pytest.importorskip('mmcv')
@@ -62,7 +63,8 @@ def test_table_and_file(folder, tmp_path, capsys):
     assert (results / 'table.md').read_text() == out
     table = (results / 'table.csv').read_text()
     exact, window, dense = csv.DictReader(table.splitlines())
-    assert exact['checkpoint'] == str(checkpoint) and exact['device'] == 'cpu'
+    assert exact['checkpoint'] == str(checkpoint) and exact['command'].startswith('python ')
+    assert exact['device'] == device_name(torch.device('cpu'))
     assert exact['config'] == 'mask_rcnn_clustr_t_coco_1x.py'
     assert float(exact['attention1_mean']) == float(exact['map4']) == 0
     assert float(window['attention1_mean']) > 0 and float(window['map4']) > 0

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
-from torch import nn
+from recipes import assert_decay_spares
 
 from clustr_mm import ClusTR
 
@@ -88,22 +87,7 @@ def test_segmentation_leaf_builds_and_learns_a_step(path):
     if auxiliary := cfg.model.get('auxiliary_head'):
         assert auxiliary.in_channels == channels[auxiliary.in_index]
 
-    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    decay = {
-        id(parameter): group['weight_decay']
-        for group in wrapper.optimizer.param_groups
-        for parameter in group['params']
-    }
-    norms = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d | nn.SyncBatchNorm)
-        for parameter in module.parameters(recurse=False)
-    }
-    expected = cfg.optim_wrapper.optimizer.weight_decay
-    spared = 0.0 if path.stem.startswith('upernet') else expected
-    assert {decay[each] for each in norms} == {spared}
-    assert {decay[each] for each in set(decay) - norms} == {expected}
+    assert_decay_spares(cfg, model, norms=path.stem.startswith('upernet'))
 
     from mmengine.model import revert_sync_batchnorm
     from mmengine.structures import PixelData

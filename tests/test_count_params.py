@@ -29,15 +29,6 @@ def test_the_documentation_holds_what_the_tool_prints(capsys, tmp_path, monkeypa
     assert len(rows) == len(list(CONFIGS.glob('mm*/*.py')))
 
 
-@pytest.mark.parametrize(('variant', 'total'), [('t', 11_682_417), ('s', 22_690_941)])
-def test_classifiers_have_the_published_numbers(variant, total):
-    counted = count_parameters(
-        Config.fromfile(str(CONFIGS / 'mmpretrain' / f'clustr_{variant}_imagenet.py'))
-    )
-    assert counted.total == total
-    assert counted.neck == 0 and counted.heads == 512 * 1000 + 1000
-
-
 @pytest.mark.parametrize('name', ['mmseg/upernet_clustr_t_mini', 'mmdet/mask_rcnn_clustr_t_mini'])
 def test_parts_are_those_of_the_model_that_trains(name):
     cfg = Config.fromfile(str(CONFIGS / f'{name}.py'))

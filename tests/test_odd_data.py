@@ -1,6 +1,5 @@
 """Odd data, whole runs: every task trains and tests on it, or ends with the file's name."""
 
-import io
 import json
 import math
 import re
@@ -15,6 +14,7 @@ pytest.importorskip('mmpose')
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmseg')
 import cv2
+from encoding import encode
 from PIL import Image
 
 from clustr_mm.datasets.layouts import rle
@@ -122,12 +122,6 @@ def annotations(root, task, split):
         by_image[each['image_id']].append(each)
     content['images'].sort(key=lambda image: -len(by_image[image['id']]))
     return path, content, [by_image[image['id']] for image in content['images']]
-
-
-def encode(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def turned(image):

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
-from torch import nn
+from recipes import assert_decay_spares
 
 import clustr_mm  # noqa: F401
 
@@ -30,17 +29,6 @@ def build(path):
     if 'data_preprocessor' in cfg:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     return cfg, MODELS.build(cfg.model)
-
-
-def assert_decay_spares_norms(cfg, model, biases=False):
-    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
-    decay = {id(p): group['weight_decay'] for group in groups for p in group['params']}
-    full = cfg.optim_wrapper.optimizer.weight_decay
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            norm = isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._BatchNorm)
-            spared = norm or (biases and name == 'bias')
-            assert decay[id(parameter)] == (0 if spared else full), (type(module), name)
 
 
 def assert_learns(model, losses):
@@ -76,7 +64,7 @@ def test_mask_rcnn(path):
     assert cfg.model.neck.in_channels == CHANNELS[cfg.model.backbone.arch]
     assert cfg.model.neck.out_channels == cfg.model.rpn_head.in_channels
     assert cfg.model.roi_head.mask_head.num_classes == classes
-    assert_decay_spares_norms(cfg, model)
+    assert_decay_spares(cfg, model)
     if path.stem.endswith('_mini'):
         assert classes == len(cfg.train_dataloader.dataset.metainfo.classes)
     else:
@@ -127,7 +115,7 @@ def test_whole_body_pose(path):
     width, height = cfg.codec['input_size']
     assert cfg.model.head.out_channels == 133 and cfg.model.test_cfg.flip_test
     assert cfg.model.head.decoder.input_size == cfg.codec['input_size']
-    assert_decay_spares_norms(cfg, model)
+    assert_decay_spares(cfg, model)
     if path.stem.endswith('_mini'):
         assert cfg.val_dataloader.dataset.bbox_file is None
     else:
@@ -168,7 +156,7 @@ def test_imagenet_classifier(path):
 
     cfg, model = build(path)
     classes = cfg.model.head.num_classes
-    assert_decay_spares_norms(cfg, model, biases=True)
+    assert_decay_spares(cfg, model, biases=True)
     if path.stem.endswith('_mini'):
         assert classes == 10
     else:

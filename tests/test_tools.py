@@ -204,14 +204,6 @@ def test_damaged_image_is_passed_over_where_the_config_says_so(damaged, tmp_path
     assert image.name in log_of(tmp_path / 'run')
 
 
-def test_full_disk_ends_in_one_sentence(data, tmp_path):
-    os.symlink('/dev/full', tmp_path / 'iter_2.pth.part')
-    arguments = [CONFIG, '--data-root', str(data), '--work-dir', str(tmp_path)]
-    with pytest.raises(UserError, match='No space left on device'):
-        train([*arguments, *SMALL])
-    assert not (tmp_path / 'iter_2.pth').exists()
-
-
 def test_a_mistake_ends_the_process_with_one_line_and_status_1(tmp_path):
     missing = tmp_path / 'nowhere'
     result = run(ROOT / 'tools' / 'train.py', CONFIG, '--data-root', missing, cwd=tmp_path)

@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from clustr_mm.clustering import split_map
-from clustr_mm.models import ClusterAttention, ClusTR
+from clustr_mm.models import ClusterAttention, ClusTR, SelfAttention
 from clustr_mm.models.clustr import Block, Stage
 
 # What the authors' counter saw: their printed 2.15, 4.8 and 7.48 G are these kinds' sum.
@@ -73,7 +73,8 @@ class Count:
         parts: Multiply-adds by part of the model: ``'stage 1'`` and so on (``'backbone'`` for
             other backbones), ``'neck'`` and ``'heads'``, as far as there are such.
         dispatched: The sum, as torch's FlopCounterMode counts it.
-        formula: The backbone's sum by the closed formula; None for other backbones than ClusTR.
+        formula: The backbone's sum by the closed formula; None for other backbones than ClusTR, and
+            for a ClusTR with other attention than its own.
         comparisons: Comparisons that the selection of nearest neighbours makes.
         activations: Elements of the outputs of convolutions, linear layers and attention.
     """
@@ -114,8 +115,9 @@ def clustering_macs(tokens: int, channels: int, num_clusters: Sequence[int]) -> 
 def flop_formulas() -> dict[Any, Callable[..., int]]:
     """What FlopCounterMode must be told to count ClusTR whole, in FLOPs (2 a multiply-add).
 
-    ``FlopCounterMode(custom_mapping=flop_formulas())`` counts a forward pass on a CPU or on the
-    meta device. Without, it counts neither the clustering nor (on a CPU) attention.
+    ``FlopCounterMode(custom_mapping=flop_formulas())`` counts a forward pass on the meta device, or
+    on a CPU where the native backend runs. Without, it counts neither the clustering nor (on a CPU)
+    attention.
 
     Returns:
         Formulas by operator.
@@ -248,7 +250,11 @@ def count_macs(model: Any, height: int, width: int) -> Count:
     count = calls.count
     count.parts = {k: v for k, v in count.parts.items() if v.total}
     count.dispatched = torch_counter.get_total_flops() // 2
-    if isinstance(backbone, ClusTR):
+    if isinstance(backbone, ClusTR) and all(
+        isinstance(module.attn, (ClusterAttention, SelfAttention))
+        for module in backbone.modules()
+        if isinstance(module, Block)
+    ):
         count.formula = closed_formula(backbone, height, width).total
     return count
 

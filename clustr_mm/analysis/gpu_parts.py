@@ -14,7 +14,13 @@ from pathlib import Path
 
 import torch
 
-from clustr_mm.analysis.growth import exponents, measure_growth, plot_growth
+from clustr_mm.analysis.growth import (
+    TOKENS,
+    TOKENS_AT_800_1333,
+    exponents,
+    measure_growth,
+    plot_growth,
+)
 from clustr_mm.analysis.kernels import (
     K,
     agreement,
@@ -34,16 +40,6 @@ from clustr_mm.clustering import dpc_knn
 from clustr_mm.clustering import triton_backend as backend
 from clustr_mm.clustering.triton_backend import Precision
 
-# Beside the package, or in the wheel.
-_PACKAGE = Path(__file__).resolve().parents[1]
-_CONFIGS = next(
-    (
-        each
-        for each in (_PACKAGE.parent / 'configs', _PACKAGE / '.mim' / 'configs')
-        if each.is_dir()
-    ),
-    Path('configs'),
-)
 PRECISIONS: tuple[Precision, ...] = ('fp16x3', 'fp16', 'tf32', 'ieee')
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -97,7 +93,7 @@ class Sizes:
         tiles: Rows, columns and warps to try.
     """
 
-    tokens: int = 66_800
+    tokens: int = TOKENS_AT_800_1333
     channels: int = 64
     checked: tuple[tuple[int, int, int], ...] = (
         (1, 3136, 64),
@@ -120,7 +116,7 @@ class Sizes:
     rounds: int = 5
     dtype: torch.dtype = torch.float16
     compile_mode: str = 'default'
-    growth: tuple[int, ...] = (1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 66_800)
+    growth: tuple[int, ...] = TOKENS
     tiles: tuple[tuple[int, int, int], ...] = (
         (128, 64, 8),
         (128, 32, 8),
@@ -234,8 +230,7 @@ def _others(
         return
     half = x.half()
     prepared = backend.prepare(x, 'fp16')
-    r = backend.density(prepared, K)
-    order = backend.score(prepared, r).sort(dim=-1, descending=True, stable=True).indices
+    order = backend.rank(prepared, backend.density(prepared, K))
     centres = half.gather(1, order[:, : counts[-1], None].expand(-1, -1, x.shape[2]))
     norm2 = half.float().square().sum(-1)
     theirs = time_call(
@@ -324,7 +319,7 @@ def models(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Reading
         dtype = sizes.dtype if device.type == 'cuda' else torch.float32
         steps = {}
         for name in names:
-            model = build_task(task, name, shape, _CONFIGS, overrides)
+            model = build_task(task, name, shape, overrides)
             data = make_batch(task, batch, shape, device)
             steps[name] = model_step(model.to(device), data, True, dtype)
         what = f'{task} training, {shape[0]}x{shape[1]}, batch {batch}'

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clustr_mm.analysis.roofline import OPERANDS, time_call
 from clustr_mm.clustering import triton_backend as backend
+from clustr_mm.clustering.merge import EPS
 from clustr_mm.clustering.reference import dpc_knn_reference
 from clustr_mm.clustering.triton_backend import Precision, Tile
 
@@ -177,7 +178,7 @@ def _plain_merge(x: Tensor, labels: Tensor, clusters: int, logits: Tensor) -> Te
     index = labels[..., None].expand_as(x)
     numerator = zeros.scatter_add(1, index, x * weight[..., None])
     total = zeros[..., 0].scatter_add(1, labels, weight)
-    return numerator / (total + 1e-6 * (-largest).exp())[..., None]
+    return numerator / (total + EPS * (-largest).exp())[..., None]
 
 
 def time_kernels(x: Tensor, counts: Sequence[int], precision: Precision) -> Iterator[KernelTime]:
@@ -199,7 +200,7 @@ def time_kernels(x: Tensor, counts: Sequence[int], precision: Precision) -> Iter
     pair = 2 * batch * n * channels * OPERANDS[precision][1]  # operations of a row of distances
     x_bytes = x.numel() * x.element_size()
     r = backend.density(tokens, K)
-    order = backend.score(tokens, r).sort(dim=-1, descending=True, stable=True).indices
+    order = backend.rank(tokens, r)
     labels = backend.assign(tokens, order, counts)[-1]
     logits = x[..., 0].float().contiguous()
     merged = backend._merge(x, labels, counts[-1], logits)
@@ -260,7 +261,7 @@ def sweep_tiles(
     """
     tokens = backend.prepare(x, precision)
     r = backend.density(tokens, K)
-    order = backend.score(tokens, r).sort(dim=-1, descending=True, stable=True).indices
+    order = backend.rank(tokens, r)
     calls: dict[str, tuple[int, Callable[..., Tensor]]] = {
         'K1 density': (K, partial(backend.density, tokens, K)),
         'K2 score': (2, partial(backend.score, tokens, r)),

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from mmengine.config import Config
 
 from clustr_mm.analysis.groupings import regroup
 from clustr_mm.analysis.settings import KNOBS, backbone_arguments
-from clustr_mm.engine.config import guard_data, set_data_root
+from clustr_mm.engine.config import guard_data
 from clustr_mm.engine.errors import explained
 from clustr_mm.engine.launch import build_runner
 
@@ -65,23 +62,3 @@ def train_setting(
             regroup(runner.model.backbone, grouping)
         runner.train()
         return runner.val()
-
-
-def mini_config(cfg: Config, data_root: str | None, options: Mapping[str, Any]) -> Config:
-    """A config made fit for ``train_setting``.
-
-    Args:
-        cfg: A config, changed in place.
-        data_root: Folder of the data; None for the config's.
-        options: Changes by dotted key.
-
-    Returns:
-        The config.
-
-    Raises:
-        UserError: If the config names no one data root to replace.
-    """
-    if data_root is not None:
-        set_data_root(cfg, data_root)
-    cfg.merge_from_dict(dict(options))
-    return cfg

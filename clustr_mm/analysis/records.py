@@ -63,13 +63,14 @@ def results_file(
 
 
 def write_rows(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows with the same columns as a CSV file; None becomes an empty cell.
+    """Writes rows as a CSV file; None and what a row has not become an empty cell.
 
     Args:
         path: The file.
-        rows: At least one.
+        rows: Values by column; the columns are those of all rows, in order.
     """
+    columns = list(dict.fromkeys(column for row in rows for column in row))
     with open(path, 'w', newline='') as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, columns, restval='')
         writer.writeheader()
         writer.writerows(rows)

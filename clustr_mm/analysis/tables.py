@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from clustr_mm.analysis.ablation import Row
+from clustr_mm.analysis.records import write_rows
 
 Scores = Mapping[str, Sequence[float]]
 
@@ -119,12 +119,9 @@ def write_csv(
         facts: What they were measured on.
         scores: Scores by setting, one a seed.
     """
-    lines = [{**_csv_line(row, (scores or {}).get(row.setting, ())), **facts} for row in rows]
-    columns = list(dict.fromkeys(column for line in lines for column in line))
-    with open(path, 'w', newline='') as file:
-        writer = csv.DictWriter(file, columns, restval='')
-        writer.writeheader()
-        writer.writerows(lines)
+    write_rows(
+        path, [{**_csv_line(row, (scores or {}).get(row.setting, ())), **facts} for row in rows]
+    )
 
 
 def _csv_line(row: Row, scores: Sequence[float]) -> dict[str, Any]:

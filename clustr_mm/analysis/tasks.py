@@ -17,6 +17,10 @@ from clustr_mm.analysis.parameters import quiet_build
 from clustr_mm.analysis.peers import PEERS, clustr_options
 from clustr_mm.engine.errors import UserError
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+_PLACES = (_PACKAGE.parent / 'configs', _PACKAGE / '.mim' / 'configs')  # of a clone, of the wheel
+_CONFIGS = next(filter(Path.is_dir, _PLACES), _PLACES[0])
+
 
 @dataclass(frozen=True)
 class Task:
@@ -67,11 +71,7 @@ def why_not_task(task: str, device: torch.device) -> str | None:
 
 
 def build_task(
-    task: str,
-    name: str,
-    shape: tuple[int, int],
-    configs: Path,
-    overrides: Mapping[str, Any] | None = None,
+    task: str, name: str, shape: tuple[int, int], overrides: Mapping[str, Any] | None = None
 ) -> nn.Module:
     """Builds a task's model with another backbone.
 
@@ -80,7 +80,6 @@ def build_task(
         name: A backbone as for ``clustr_options``. ClusTR has the config's settings, and what the
             name says otherwise.
         shape: Height and width of the images, for UperNet's is padded to a size in training.
-        configs: The folder ``configs``.
         overrides: Values of the config by dotted key, as for ``--cfg-options``.
 
     Returns:
@@ -89,7 +88,7 @@ def build_task(
     Raises:
         UserError: If there is no such backbone.
     """
-    cfg = Config.fromfile(str(configs / TASKS[task].config))
+    cfg = Config.fromfile(str(_CONFIGS / TASKS[task].config))
     cfg.merge_from_dict(dict(overrides or {}))
     model = cfg.model
     options = clustr_options(name)

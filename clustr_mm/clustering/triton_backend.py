@@ -234,9 +234,16 @@ def choose_tile(tokens: PreparedTokens, values: int) -> Tile:
     return Tile(rows, columns, threads // 32, stages, registers)
 
 
-def _tile_options(tokens: PreparedTokens, tile: Tile) -> dict[str, Any]:
-    """What K1, K2 and K3 are compiled and launched with."""
-    return dict(
+def _launch(
+    kernel: Any, tokens: PreparedTokens, tile: Tile, *arguments: Any, **constants: Any
+) -> None:
+    """Launches K1, K2 or K3: a program for every ``tile.rows`` tokens of every image."""
+    batch, padded, width = tokens.keys.shape
+    kernel[(batch * (padded // tile.rows),)](
+        *arguments,
+        tokens.tokens,
+        padded,
+        WIDTH=width,
         PRECISION=tokens.precision,
         BLOCK_M=tile.rows,
         BLOCK_N=tile.columns,
@@ -244,6 +251,7 @@ def _tile_options(tokens: PreparedTokens, tile: Tile) -> dict[str, Any]:
         num_warps=tile.warps,
         num_stages=tile.stages,
         maxnreg=tile.registers,
+        **constants,
     )
 
 
@@ -335,19 +343,16 @@ def density(tokens: PreparedTokens, k: int, tile: Tile | None = None) -> Tensor:
     if k == 1:  # the token itself is the only neighbour
         r.zero_()[:, tokens.tokens :] = -torch.inf
         return r
-    tile = tile or choose_tile(tokens, values=k)
-    batch, padded, width = tokens.keys.shape
-    density_kernel[(batch * (padded // tile.rows),)](
+    _launch(
+        density_kernel,
+        tokens,
+        tile or choose_tile(tokens, values=k),
         tokens.keys,
         tokens.norm2,
         tokens.unit,
         r,
-        tokens.tokens,
-        padded,
         C=tokens.channels,
-        WIDTH=width,
         NEIGHBOURS=k - 1,
-        **_tile_options(tokens, tile),
     )
     return r
 
@@ -367,23 +372,34 @@ def score(tokens: PreparedTokens, r: Tensor, tile: Tile | None = None) -> Tensor
 
     by_density = r.sort(dim=-1, descending=True, stable=True)  # padding last
     order = by_density.indices
-    batch, padded, width = tokens.keys.shape
     result = torch.empty_like(r)
-    tile = tile or choose_tile(tokens, values=2)
-    score_kernel[(batch * (padded // tile.rows),)](
-        tokens.keys.gather(1, order[..., None].expand(-1, -1, width)),
+    _launch(
+        score_kernel,
+        tokens,
+        tile or choose_tile(tokens, values=2),
+        tokens.keys.gather(1, order[..., None].expand_as(tokens.keys)),
         tokens.norm2.gather(1, order),
         tokens.unit,
         by_density.values,
         order,
         result,
-        tokens.tokens,
-        padded,
         C=tokens.channels,
-        WIDTH=width,
-        **_tile_options(tokens, tile),
     )
     return result
+
+
+def rank(tokens: PreparedTokens, r: Tensor) -> Tensor:
+    """K2 and its sort: the tokens by rank as a centre.
+
+    Args:
+        tokens: B images of N tokens.
+        r: Log-density, (B, N').
+
+    Returns:
+        Token indices from the best centre to the worst, (B, N') int64; as in the definition, of
+        equal scores the lower index is first. Padding comes last.
+    """
+    return score(tokens, r).sort(dim=-1, descending=True, stable=True).indices
 
 
 def assign(
@@ -402,20 +418,18 @@ def assign(
     """
     from clustr_mm.clustering.triton_kernels import assign_kernel
 
-    tile = tile or choose_tile(tokens, values=3)
-    batch, padded, width = tokens.keys.shape
+    batch = len(order)
     labels = order.new_empty(len(counts), batch, tokens.tokens)
-    assign_kernel[(batch * (padded // tile.rows),)](
+    _launch(
+        assign_kernel,
+        tokens,
+        tile or choose_tile(tokens, values=3),
         tokens.keys,
         tokens.norm2,
         order,
         labels,
         tuple(counts),
         batch,
-        tokens.tokens,
-        padded,
-        WIDTH=width,
-        **_tile_options(tokens, tile),
     )
     return labels
 
@@ -425,9 +439,7 @@ def _dpc_knn(x: Tensor, num_clusters: Sequence[int], k: int, precision: Precisio
     total = x.shape[1]
     with _on_device_of(x):
         tokens = prepare(x.contiguous(), precision)
-        r = density(tokens, k)
-        # As in the definition: of equal scores the lower index is first; padding comes last.
-        order = score(tokens, r).sort(dim=-1, descending=True, stable=True).indices
+        order = rank(tokens, density(tokens, k))
         counts = sorted(set(num_clusters) - {total})
         if counts == list(num_clusters):
             return assign(tokens, order, counts)

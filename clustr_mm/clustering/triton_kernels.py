@@ -21,7 +21,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-EPS = tl.constexpr(1e-6)  # of merge.py
+from clustr_mm.clustering import merge
+
+EPS = tl.constexpr(merge.EPS)
 SAMPLE = tl.constexpr(64)  # tokens among which the origin is chosen
 
 

@@ -113,11 +113,7 @@ def _shares(count: int, sizes: list[int]) -> list[int]:
     """Shares a count out over windows of the given sizes: in proportion, at least 1 each."""
     shares = [count * size // sum(sizes) for size in sizes]
     remainder = count - sum(shares)
-    for i, size in enumerate(sizes):
-        if remainder > 0 and shares[i] < size:
-            shares[i] += 1
-            remainder -= 1
-    return [max(1, share) for share in shares]
+    return [max(1, share + (i < remainder)) for i, share in enumerate(shares)]
 
 
 def windowed_dpc_knn(

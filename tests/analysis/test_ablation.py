@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from small import NARROW
 
 from clustr_mm import ClusTR
 from clustr_mm.analysis import (
@@ -15,10 +16,7 @@ from clustr_mm.analysis import (
 )
 from clustr_mm.models import Clusters
 
-ARCH = dict(
-    embed_dims=(8, 16, 16, 16), depths=(3, 1, 2, 1), num_heads=(1, 2, 2, 2),
-    mlp_ratios=(2, 2, 2, 2), reductions=(4, 2, 2, 1),
-)  # fmt: skip
+ARCH = {**NARROW, 'depths': (3, 1, 2, 1)}
 build = partial(build_settings, dict(type='ClusTR', arch=ARCH))
 
 
@@ -132,7 +130,7 @@ def test_rows_have_multiply_adds_and_clusters(image):
     assert once.gmac < exact.gmac and next(models['exact'].parameters()).device.type == 'cpu'
     # Six assignments to the centres of every scale in place of the distances of all to all.
     spared = count.distances + count.assignment
-    n = [(24 * 32, 8, (48, 192), 3), (12 * 16, 16, (48, 192), 1), (6 * 8, 16, (12, 48), 2)]
+    n = [(24 * 32, 16, (12, 48), 3), (12 * 16, 32, (12, 48), 1), (6 * 8, 48, (12, 48), 2)]
     paid, merges = 0, 0
     for tokens, channels, counts, blocks in n:
         for m in counts:
@@ -140,10 +138,10 @@ def test_rows_have_multiply_adds_and_clusters(image):
                 paid += blocks * 6 * tokens * m * channels
                 merges += blocks * 5 * tokens * (channels + 1)
     assert kmeans.gmac * 1e9 == pytest.approx(count.total - spared + paid + merges, rel=0.02)
-    assert [scale.clusters for scale in exact.clusters[0]] == [48, 192]
+    assert [scale.clusters for scale in exact.clusters[0]] == [12, 48]
     assert len(coarse.clusters[0]) == 1
     labels = models['exact'].cluster_maps(image)[1][0][0].flatten(1)
-    assert exact.clusters[1][0] == cluster_statistics(labels, 48, (12, 16))
+    assert exact.clusters[1][0] == cluster_statistics(labels, 12, (12, 16))
 
 
 def test_what_cannot_be_compared_is_refused():

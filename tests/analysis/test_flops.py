@@ -6,24 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from small import NARROW
 from torch.utils.flop_counter import FlopCounterMode
 
 from clustr_mm import ClusTR
 from clustr_mm.analysis import build_empty
 from clustr_mm.analysis.flops import Count, Macs, closed_formula, count_macs, flop_formulas
+from clustr_mm.analysis.groupings import regroup
 from clustr_mm.engine import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
 TOOL = runpy.run_path(str(ROOT / 'tools' / 'analysis' / 'get_flops.py'))
 
-TINY = dict(
-    embed_dims=(16, 32, 48, 64),
-    depths=(1, 2, 3, 1),
-    num_heads=(1, 2, 3, 4),
-    mlp_ratios=(4, 4, 2, 2),
-    reductions=(8, 4, 2, 1),
-)
+ARCH = {**NARROW, 'mlp_ratios': (4, 4, 2, 2)}
 
 
 def test_the_small_model_is_counted_whole():
@@ -60,13 +56,19 @@ def test_the_published_figures_are_the_sum_of_the_kinds_that_they_hold(arch, pri
     ids=str,
 )
 def test_three_ways_agree(shape, options):
-    count = count_macs(ClusTR(TINY, **options), *shape)
+    count = count_macs(ClusTR(ARCH, **options), *shape)
     assert count.formula == count.backbone.total == count.whole.total > 0
     assert count.dispatched == count.formula
 
 
+def test_another_grouping_has_no_closed_formula():
+    model = ClusTR(ARCH)
+    regroup(model, 'grid')
+    assert count_macs(model, 64, 64).formula is None
+
+
 def test_the_count_on_the_meta_device_is_that_of_a_real_pass():
-    model = ClusTR(TINY, backend='native').eval()
+    model = ClusTR(ARCH, backend='native').eval()
     try:
         with (
             torch.no_grad(),
@@ -110,7 +112,7 @@ def test_a_two_stage_detectors_heads_see_all_proposals():
 
 def test_a_shape_that_is_none_is_refused():
     with pytest.raises(ValueError, match='0 x 5; use at least 1 x 1'):
-        count_macs(ClusTR(TINY), 0, 5)
+        count_macs(ClusTR(ARCH), 0, 5)
 
 
 def test_the_tool_prints_both_ways_of_counting(capsys):

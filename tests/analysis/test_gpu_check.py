@@ -93,7 +93,7 @@ def test_parts_run_without_openmmlabs_task_libraries(tmp_path):
     assert 'mmdet cannot be imported' in skipped['mask_rcnn']
     for criterion in criteria(TINY):
         if criterion.part == 'correctness':
-            assert judge(criterion, readings, {}) == (True, judge(criterion, readings, {})[1])
+            assert judge(criterion, readings, {})[0] is True
     tiles = [r for r in readings if r.part == 'tiles']
     assert [r.subject[:2] for r in tiles if r.note == 'chosen'] == ['K1', 'K2', 'K3']
     assert len(tiles) > 6

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small import NARROW
 
 from clustr_mm import ClusTR
 from clustr_mm.analysis import (
@@ -11,11 +12,7 @@ from clustr_mm.analysis import (
     parse_setting,
 )
 
-ARCH = dict(
-    embed_dims=(8, 16, 16, 16), depths=(2, 1, 1, 1), num_heads=(1, 2, 2, 2),
-    mlp_ratios=(2, 2, 2, 2), reductions=(4, 2, 2, 1),
-)  # fmt: skip
-BACKBONE = dict(type='ClusTR', arch=ARCH)
+BACKBONE = dict(type='ClusTR', arch=NARROW)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +62,7 @@ def test_settings_start_from_the_exact_form_whatever_the_config_says():
 
 
 def test_all_settings_use_the_same_weights(tmp_path):
-    trained = ClusTR(arch=ARCH)
+    trained = ClusTR(arch=NARROW)
     path = tmp_path / 'model.pth'
     torch.save({f'backbone.{k}': v for k, v in trained.state_dict().items()}, path)
     models = build_settings(BACKBONE, ['scales=(1,)', 'grouping=grid', 'k=3'], str(path))
@@ -79,10 +76,10 @@ def test_all_settings_use_the_same_weights(tmp_path):
 
 
 def test_reductions_change_the_cluster_counts_alone():
-    exact, fewer = build_settings(BACKBONE, ['reductions=(8,4,2,1)']).values()
+    exact, fewer = build_settings(BACKBONE, ['reductions=(16,8,4,1)']).values()
     attention = fewer.stages[0].blocks[0].attn
-    assert attention.num_clusters(3136) == (49, 196)
-    assert exact.stages[0].blocks[0].attn.num_clusters(3136) == (196, 784)
+    assert attention.num_clusters(3136) == (12, 48)
+    assert exact.stages[0].blocks[0].attn.num_clusters(3136) == (49, 196)
     assert torch.equal(attention.q.weight, exact.stages[0].blocks[0].attn.q.weight)
     (_, small) = build_settings(
         dict(type='ClusTR', arch='tiny'), ['reductions=(16,8,4,1)']
@@ -95,12 +92,12 @@ def test_a_third_scale_has_random_weights_beside_the_shared_ones(tmp_path):
     exact, three = build_settings(BACKBONE, settings).values()
     again = build_settings(BACKBONE, settings)[settings[0]]
     kvs = three.stages[0].blocks[0].attn.kvs
-    assert len(kvs) == 3 and three.stages[0].blocks[0].attn.num_clusters(64) == (4, 16, 64)
+    assert len(kvs) == 3 and three.stages[0].blocks[0].attn.num_clusters(64) == (1, 4, 16)
     assert torch.equal(kvs[1].weight, exact.stages[0].blocks[0].attn.kvs[1].weight)
     assert torch.equal(kvs[2].weight, again.stages[0].blocks[0].attn.kvs[2].weight)
     path = tmp_path / 'model.pth'
     torch.save({f'backbone.{k}': v for k, v in exact.state_dict().items()}, path)
-    with pytest.raises(ValueError, match='needs 8 parameters that the exact form lacks'):
+    with pytest.raises(ValueError, match='needs 12 parameters that the exact form lacks'):
         build_settings(BACKBONE, settings, str(path))
 
 
@@ -123,7 +120,7 @@ def test_random_weights_come_from_the_seed():
         ('cluster_windw=56', "no option 'cluster_windw'; did you mean 'cluster_window'"),
         ('grouping=kmean', r"grouping is 'kmean'; use \['dense', 'grid', 'kmeans', 'random'\]"),
         ('grouping=grid+cluster_window=56', 'leave cluster_window out'),
-        ('reductions=(4,2,1,1)', r'in the places where \(4, 2, 2, 1\) has it'),
+        ('reductions=(4,2,1,1)', r'in the places where \(8, 4, 2, 1\) has it'),
         ('reductions=4', 'use 4 numbers'),
         ('qkv_bias=False+in_channels=4', 'needs 1 parameters that the exact form lacks'),
         ('fine_scope=window', "setting 'fine_scope=window': .* without windows"),

@@ -1,7 +1,6 @@
 """Models side by side: steps do what they say, timings are ratios to the baseline."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from clustr_mm.analysis.tasks import build_task, make_batch, why_not_task
 from clustr_mm.engine import UserError
 
 CPU = torch.device('cpu')
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 
 class Deep(nn.Module):
@@ -95,7 +93,7 @@ def test_a_whole_model_with_another_backbone_trains():
     pytest.importorskip('mmseg')
     assert why_not_task('upernet', CPU) is None
     shape = (32, 64)
-    model = build_task('upernet', 'swin_t', shape, CONFIGS)
+    model = build_task('upernet', 'swin_t', shape)
     assert type(model.backbone).__name__ == 'SwinTransformer'
     step = model_step(model, make_batch('upernet', 2, shape, CPU), True)
     step.run()
@@ -105,13 +103,13 @@ def test_a_whole_model_with_another_backbone_trains():
 def test_detectors_keep_the_configs_clustering_unless_told():
     pytest.importorskip('mmdet')
     assert why_not_task('mask_rcnn', CPU) is None
-    default = build_task('mask_rcnn', 'clustr_t', (64, 64), CONFIGS)
+    default = build_task('mask_rcnn', 'clustr_t', (64, 64))
     assert default.backbone.crop_padding
     assert default.backbone.stages[0].blocks[0].attn.cluster_window == 56
     step = model_step(default, make_batch('mask_rcnn', 1, (64, 64), CPU), False)
     (result,) = step.run()
     assert result.pred_instances.bboxes.shape[1] == 4
-    exact = build_task('mask_rcnn', 'clustr_t+cluster_window=None', (64, 64), CONFIGS)
+    exact = build_task('mask_rcnn', 'clustr_t+cluster_window=None', (64, 64))
     assert exact.backbone.stages[0].blocks[0].attn.cluster_window is None
-    other = build_task('mask_rcnn', 'resnet50', (64, 64), CONFIGS)
+    other = build_task('mask_rcnn', 'resnet50', (64, 64))
     assert other.neck.in_channels == [256, 512, 1024, 2048]

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from helpers import assert_invariants, some_counts
 
 from clustr_mm.clustering import BACKENDS, dpc_knn, padded_dpc_knn
-from clustr_mm.clustering.reference import pairwise_distance2
 from clustr_mm.clustering.triton_backend import warn_without_kernels
 
 # Those that take float64, in which rounding decides nothing (the others: test_native.py,
@@ -17,25 +17,6 @@ def tokens(batch: int, n: int, channels: int, seed: int = 0, dtype=torch.float64
     return torch.randn(
         batch, n, channels, generator=torch.Generator().manual_seed(seed), dtype=dtype
     )
-
-
-def some_counts(n: int) -> list[int]:
-    return sorted({1, max(1, n // 64), min(n, 4 * max(1, n // 64)), max(1, n // 2), n - 1 or 1, n})
-
-
-def assert_invariants(x: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, m: int) -> None:
-    """What holds with ties too: `order` are the labels for M = N."""
-    d2 = pairwise_distance2(x)
-    scale = x.square().mean(-1).max()
-    for b in range(len(x)):
-        centres = torch.empty(m, dtype=torch.int64)
-        is_centre = order[b] < m
-        centres[order[b][is_centre]] = is_centre.nonzero().flatten()
-        assert labels[b].unique().tolist() == list(range(m)), 'every label is present'
-        assert labels[b][centres].tolist() == list(range(m)), 'every centre is its own'
-        nearest = d2[b][:, centres].amin(1)
-        own = d2[b].gather(1, centres[labels[b]][:, None]).squeeze(1)
-        assert (own - nearest <= 1e-12 * scale).all(), 'every token is at minimal distance'
 
 
 @pytest.mark.parametrize('backend', FAST)
@@ -93,7 +74,7 @@ def test_constant_tokens(backend, dtype):
     order = dpc_knn(x, 90, backend=backend)
     assert torch.equal(order, torch.arange(90).expand(2, -1)), 'equal scores: lower index first'
     labels = dpc_knn(x, 20, backend=backend)
-    assert_invariants(x, labels, order, 20)
+    assert_invariants(x, labels, order, 20, 1e-12)
     assert (labels[:, 20:] == 0).all(), 'equal distances: lowest rank'
 
 
@@ -105,7 +86,7 @@ def test_duplicated_tokens_keep_the_invariants(backend, n):
     x = x[:, index]
     for m in (1, n // 10, n // 2, n - 1, n):
         labels, order = dpc_knn(x, [m, n], backend=backend)
-        assert_invariants(x, labels, order, m)
+        assert_invariants(x, labels, order, m, 1e-12)
 
 
 @pytest.mark.parametrize('backend', EXACT)
@@ -152,9 +133,10 @@ def test_half_precision_is_computed_in_float32(dtype):
         assert torch.equal(dpc_knn(x, 50), dpc_knn(x.float(), 50))
 
 
-def test_float32_agrees_with_float64_for_nearly_all_tokens():
+@pytest.mark.parametrize('backend', [None, 'traceable'])
+def test_float32_agrees_with_float64_for_nearly_all_tokens(backend):
     x = tokens(1, 2500, 64, dtype=torch.float32) + 30  # a common offset, as features have
-    same = dpc_knn(x, 156) == dpc_knn(x.double(), 156, backend='reference')
+    same = dpc_knn(x, 156, backend=backend) == dpc_knn(x.double(), 156, backend='reference')
     assert same.double().mean() > 0.98
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_invariants, some_counts
 
 from clustr_mm.clustering import dpc_knn, native
 from clustr_mm.clustering.native import can_run_native, dpc_knn_native
-from clustr_mm.clustering.reference import dpc_knn_reference, pairwise_distance2
+from clustr_mm.clustering.reference import dpc_knn_reference
 
 REASON = can_run_native(torch.zeros(1, 1, 1))
 needs_library = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -46,8 +47,7 @@ def assert_equals_reference(x: torch.Tensor, counts: list[int], k: int) -> None:
 )
 def test_equals_reference_where_arithmetic_is_exact(batch, n, channels):
     x = grid_tokens(batch, n, channels, seed=n)
-    counts = sorted({1, max(1, n // 64), max(1, n // 16), max(1, n // 2), max(1, n - 1), n})
-    assert_equals_reference(x, counts, min(5, n))
+    assert_equals_reference(x, some_counts(n), min(5, n))
 
 
 @needs_library
@@ -83,14 +83,7 @@ def test_coinciding_tokens_are_at_distance_0(n):
     (order,) = dpc_knn_native(x, [n], 5)
     for m in (1, n // 10, n // 3, n // 2, n - 1):
         (labels,) = dpc_knn_native(x, [m], 5)
-        d2 = pairwise_distance2(x.double())
-        for b in range(len(x)):
-            centres = order[b].argsort()[:m]
-            assert torch.equal(labels[b][centres], torch.arange(m)), 'every centre is its own'
-            nearest = d2[b][:, centres].amin(1)
-            own = d2[b][torch.arange(n), centres[labels[b]]]
-            assert (own[nearest == 0] == 0).all()
-            assert torch.allclose(own, nearest, atol=1e-5)
+        assert_invariants(x, labels, order, m, 1e-5)
 
 
 @needs_library

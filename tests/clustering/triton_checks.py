@@ -9,8 +9,10 @@ import os
 
 import pytest
 import torch
+from helpers import assert_invariants, some_counts
 
 from clustr_mm import ClusTR
+from clustr_mm.analysis.kernels import operands
 from clustr_mm.clustering import dpc_knn, merge_tokens
 from clustr_mm.clustering import triton_backend as backend
 from clustr_mm.clustering.reference import dpc_knn_reference, log_density, pairwise_distance2
@@ -38,22 +40,9 @@ def tokens(batch: int, n: int, channels: int, seed: int = 0, dtype=torch.float32
     return x.to(DEVICE, dtype)
 
 
-def some_counts(n: int) -> list[int]:
-    return sorted({1, max(1, n // 16), max(1, n // 4), max(1, n // 2), n - 1 or 1, n})
-
-
-def rounded(x: torch.Tensor, precision: str) -> torch.Tensor:
-    """The tokens as the kernels see them, in float64 and in x's units."""
-    prepared = backend.prepare(x, precision)
-    keys = prepared.keys[:, : x.shape[1]].double()
-    if precision == 'fp16x3':
-        keys = sum(keys.chunk(2, dim=-1))
-    return keys[..., : x.shape[2]] * prepared.unit[:, None, None].double()
-
-
 def assert_equal_to_reference(x, k, precision):
     counts = some_counts(x.shape[1])
-    expected = dpc_knn_reference(rounded(x, precision), counts, k)
+    expected = dpc_knn_reference(operands(x, precision), counts, k)
     found = backend.dpc_knn_triton(x, counts, k, precision)
     for count, a, b in zip(counts, expected, found, strict=True):
         assert torch.equal(a, b), f'M = {count}'
@@ -67,7 +56,7 @@ def assert_equal_to_reference(x, k, precision):
 def test_tokens_are_moved_rounded_and_padded(precision, factor):
     x = tokens(2, 70, 20) * factor
     prepared = backend.prepare(x, precision)
-    seen = rounded(x, precision)
+    seen = operands(x, precision)
     for b in range(2):
         zero = (seen[b] == 0).all(-1).nonzero().flatten()
         assert len(zero) == 1, 'the origin is a token'
@@ -83,7 +72,7 @@ def test_tokens_are_moved_rounded_and_padded(precision, factor):
     keys, norm2 = prepared.keys.double(), prepared.norm2
     assert keys.shape[1] % 64 == 0 and keys.shape[2] % 16 == 0
     assert (keys[:, 70:] == 0).all() and (norm2[:, 70:] == torch.inf).all()
-    squares = (rounded(x, precision) / prepared.unit[:, None, None].double()).square().sum(-1)
+    squares = (operands(x, precision) / prepared.unit[:, None, None].double()).square().sum(-1)
     torch.testing.assert_close(norm2[:, :70].double(), squares, rtol=1e-6, atol=0)
 
 
@@ -147,24 +136,11 @@ def test_equal_distances_resolve_alike(n, precision):
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
-def assert_invariants(x, labels, order, m):
-    """What holds with ties too: `order` are the labels for M = N."""
-    d2 = pairwise_distance2(x.double())
-    scale = x.double().square().mean(-1).max()
-    for b in range(len(x)):
-        centres = order[b].argsort()[:m]
-        assert labels[b].unique().tolist() == list(range(m)), 'every label is present'
-        assert labels[b][centres].tolist() == list(range(m)), 'every centre is its own'
-        nearest = d2[b][:, centres].amin(1)
-        own = d2[b].gather(1, centres[labels[b]][:, None]).squeeze(1)
-        assert (own - nearest <= 1e-5 * scale).all(), 'every token is at minimal distance'
-
-
 def test_constant_tokens():
     x = tokens(2, 1, 16).expand(-1, 90, -1)
     labels, order = backend.dpc_knn_triton(x, [20, 90], 5)
     assert torch.equal(order, torch.arange(90, device=DEVICE).expand(2, -1)), 'lower index first'
-    assert_invariants(x, labels, order, 20)
+    assert_invariants(x, labels, order, 20, 1e-5)
     assert (labels[:, 20:] == 0).all(), 'equal distances: lowest rank'
 
 
@@ -174,7 +150,7 @@ def test_duplicated_tokens_keep_the_invariants(precision):
     x = tokens(2, 25, 16)[:, index]
     for m in (1, 30, 69):
         labels, order = backend.dpc_knn_triton(x, [m, 70], 5, precision)
-        assert_invariants(x, labels, order, m)
+        assert_invariants(x, labels, order, m, 1e-5)
 
 
 def test_images_of_a_batch_do_not_meet():
@@ -448,7 +424,7 @@ def test_the_backbone_is_as_precise_as_with_plain_pytorch(dtype):
 @pytest.mark.parametrize(('n', 'channels'), [(3136, 64), (4175, 320), (16700, 64)])
 def test_large_maps_keep_the_invariants(n, channels, precision):
     x = tokens(1, n, channels)
-    seen = rounded(x, precision)
+    seen = operands(x, precision)
     m = n // 16
     labels, order = (t[0] for t in backend.dpc_knn_triton(x, [m, n], 5, precision))
     centres = order.argsort()[:m]

@@ -1,19 +1,12 @@
 """Damaged files are found; odd but whole ones pass."""
 
-import io
-
 import cv2
 import numpy as np
 import pytest
+from encoding import encode
 from PIL import Image
 
 from clustr_mm.datasets.images import bits_per_channel, depth_fault, image_fault
-
-
-def encode(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def whole_files():

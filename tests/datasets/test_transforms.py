@@ -9,6 +9,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from encoding import encode
 from mmengine.registry import TRANSFORMS
 from PIL import Image, ImageOps
 
@@ -168,12 +169,6 @@ def test_importing_needs_no_task_library_and_no_generator():
     )
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == '[]'
-
-
-def encode(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def odd_files():

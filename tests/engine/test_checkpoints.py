@@ -8,21 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_run import make_config, run
+from toy_run import VALIDATION, make_config, run
 
 from clustr_mm.engine import UserError
 from clustr_mm.engine.checkpoints import newest_checkpoint
 from clustr_mm.engine.runner import StrictRunner
-
-VALIDATION = dict(
-    val_cfg=dict(),
-    val_dataloader=dict(
-        batch_size=4,
-        dataset=dict(type='NoisyRows', length=4),
-        sampler=dict(type='DefaultSampler', shuffle=False),
-    ),
-    val_evaluator=dict(type='RisingScore'),
-)
 
 
 @pytest.fixture

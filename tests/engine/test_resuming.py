@@ -6,21 +6,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import EpochBasedTrainLoop
-from toy_run import make_config, run
+from toy_run import VALIDATION, make_config, run
 
 from clustr_mm.engine import UserError
 from clustr_mm.engine.resuming import make_resumable
-
-VALIDATION = dict(
-    val_cfg=dict(),
-    val_dataloader=dict(
-        batch_size=4,
-        num_workers=0,
-        dataset=dict(type='NoisyRows', length=4),
-        sampler=dict(type='DefaultSampler', shuffle=False),
-    ),
-    val_evaluator=dict(type='RisingScore'),
-)
 
 
 def assert_same(one, other):

@@ -16,6 +16,15 @@ from clustr_mm.engine.resuming import make_resumable
 from clustr_mm.engine.runner import StrictRunner
 
 _RUNS = itertools.count()
+VALIDATION = dict(
+    val_cfg=dict(),
+    val_dataloader=dict(
+        batch_size=4,
+        dataset=dict(type='NoisyRows', length=4),
+        sampler=dict(type='DefaultSampler', shuffle=False),
+    ),
+    val_evaluator=dict(type='RisingScore'),
+)
 
 
 @DATASETS.register_module()

@@ -6,18 +6,10 @@ import sys
 import pytest
 import torch
 from mmengine.registry import MODELS, Registry
+from small import NARROW
 
 from clustr_mm import ClusterAttention, ClusTR
 from clustr_mm.models.clustr import ARCHS, DropPath
-
-# Small enough for a test, with everything the published variants have.
-NARROW = dict(
-    embed_dims=(16, 32, 48, 64),
-    depths=(1, 2, 3, 1),
-    num_heads=(1, 2, 3, 4),
-    mlp_ratios=(2, 2, 2, 2),
-    reductions=(8, 4, 2, 1),
-)
 
 
 def images(*shape: int, dtype=torch.float32) -> torch.Tensor:

@@ -9,19 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import NARROW
 
 from clustr_mm import ClusTR
 from clustr_mm.visualization import normalise, read_photo, show_clusters, view_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs' / 'mmpretrain' / 'clustr_t_mini.py'
-TINY = dict(
-    embed_dims=(16, 32, 48, 64),
-    depths=(2, 1, 2, 1),
-    num_heads=(1, 2, 3, 4),
-    mlp_ratios=(2, 2, 2, 2),
-    reductions=(8, 4, 2, 1),
-)
+ARCH = {**NARROW, 'depths': (2, 1, 2, 1)}
 
 
 def a_photo(height: int, width: int) -> Image.Image:
@@ -41,7 +36,7 @@ def a_photo(height: int, width: int) -> Image.Image:
 @pytest.mark.parametrize('size', [(64, 96), (65, 70)])
 def test_views_are_what_the_network_clusters(options, size):
     torch.manual_seed(0)
-    model = ClusTR(TINY, **options)
+    model = ClusTR(ARCH, **options)
     image = torch.randn(1, 3, *size)
     views = view_blocks(model, image)
     assert model.training
@@ -72,7 +67,7 @@ def test_what_cannot_be_viewed_leaves_the_model_in_training():
 
 def test_a_centre_is_the_token_that_its_cluster_is_nearest_to():
     torch.manual_seed(1)
-    model = ClusTR(TINY).eval()
+    model = ClusTR(ARCH).eval()
     image = torch.randn(1, 3, 64, 96)
     tokens = []
     attn = model.stages[0].blocks[1].attn
@@ -88,7 +83,7 @@ def test_a_centre_is_the_token_that_its_cluster_is_nearest_to():
 
 
 def test_blocks_are_chosen_from_either_end():
-    model, image = ClusTR(TINY), torch.randn(1, 3, 64, 64)
+    model, image = ClusTR(ARCH), torch.randn(1, 3, 64, 64)
     chosen = [(v.stage, v.block) for v in view_blocks(model, image, blocks=[-1])]
     assert chosen == [(1, 2), (2, 1), (3, 2)]
     chosen = [(v.stage, v.block) for v in view_blocks(model, image, [1, 3], [1])]
@@ -102,17 +97,17 @@ def test_blocks_are_chosen_from_either_end():
 @pytest.mark.parametrize('size', [(64, 96), (96, 40), (33, 33)])
 def test_three_lines_draw_a_sheet(size, tmp_path):
     a_photo(*size).save(tmp_path / 'photo.png')
-    sheet = show_clusters(ClusTR(TINY), tmp_path / 'photo.png', stages=[1, 2])
+    sheet = show_clusters(ClusTR(ARCH), tmp_path / 'photo.png', stages=[1, 2])
     pixels = np.asarray(sheet)
     assert sheet.width > 800 and sheet.height > 400
     # Neither blank nor cut: colours inside, paper around.
     assert pixels.std() > 30
     for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]):
         assert (edge == 255).all()
-    one = show_clusters(ClusTR(TINY), tmp_path / 'photo.png', stages=[1], scales=[1])
+    one = show_clusters(ClusTR(ARCH), tmp_path / 'photo.png', stages=[1], scales=[1])
     assert one.width < sheet.width and one.height < sheet.height
     with pytest.raises(ValueError, match=r'scale is 3; use 1 \(the coarsest\) to 2'):
-        show_clusters(ClusTR(TINY), tmp_path / 'photo.png', scales=[3])
+        show_clusters(ClusTR(ARCH), tmp_path / 'photo.png', scales=[3])
 
 
 def test_only_larger_photographs_are_resized():

@@ -40,11 +40,12 @@ import torch
 from mmengine.config import Config, DictAction
 
 from clustr_mm.analysis import PART_SETTINGS, Ablation, Row, build_settings, knob_settings
-from clustr_mm.analysis.mini_task import mini_config, train_setting
+from clustr_mm.analysis.mini_task import train_setting
+from clustr_mm.analysis.records import circumstances
 from clustr_mm.analysis.settings import backbone_arguments
 from clustr_mm.analysis.tables import Scores, cluster_table, cost_table, score_table, write_csv
 from clustr_mm.engine import UserError, run_tool
-from clustr_mm.engine.config import load_config
+from clustr_mm.engine.config import load_config, set_data_root
 from clustr_mm.visualization.dots import Panel, plot_dots
 
 IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
@@ -179,7 +180,10 @@ def plot(rows: Sequence[Row], scores: Scores, folder: str, title: str) -> None:
 
 def train(options: argparse.Namespace) -> dict[str, list[float]]:
     """Trains every setting with every seed; the scores by setting."""
-    cfg = mini_config(load_config(options.train), options.data_root, options.cfg_options or {})
+    cfg = load_config(options.train)
+    if options.data_root is not None:
+        set_data_root(cfg, options.data_root)
+    cfg.merge_from_dict(options.cfg_options or {})
     clustr_backbone(cfg, options.train)
     scores: dict[str, list[float]] = {}
     for seed in range(options.seeds):
@@ -221,17 +225,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for setting in options.train_settings or ():
         backbone_arguments(backbone, setting)  # a mistake shows before hours of measuring
     ablation = Ablation({name: model.to(device) for name, model in models.items()}, options.rounds)
-    on_gpu = device.type == 'cuda'
     facts = dict(
         config=os.path.basename(options.config),
         checkpoint=options.checkpoint or f'random weights (seed {options.seed})',
         images=0,
         size='x'.join(map(str, options.size)) + (', cropped' if options.crop else ''),
-        device=torch.cuda.get_device_name(device) if on_gpu else 'cpu',
-        threads='' if on_gpu else options.threads,
         rounds=options.rounds,
         dtype='float32',
-        torch=torch.__version__,
+        **circumstances(device),
     )
     csv_file = os.path.join(options.out, 'table.csv') if options.out else None
     for number, path in enumerate(paths, 1):
@@ -247,8 +248,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.train:
         facts['train'] = f'{os.path.basename(options.train)}, {options.iterations} iterations'
         scores = train(options)
-    said = ', '.join(f'{key} {value}' for key, value in facts.items() if value != '')
-    seconds = 's/image' if on_gpu else 'CPU s/image'
+    said = ', '.join(f'{key} {value}' for key, value in facts.items())
+    seconds = 's/image' if device.type == 'cuda' else 'CPU s/image'
     tables = [cost_table(rows, seconds, scores), cluster_table(rows)]
     if scores:
         tables.append(score_table(scores))

@@ -24,7 +24,6 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,7 +50,6 @@ from clustr_mm.analysis.tasks import TASKS, build_task, make_batch, why_not_task
 from clustr_mm.clustering import BACKENDS, dpc_knn
 from clustr_mm.engine import UserError, run_tool
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 DTYPES = ('float32', 'float16', 'bfloat16')
 
 
@@ -147,7 +145,7 @@ def make_step(options: argparse.Namespace, name: str, shape: tuple[int, int]) ->
         model, library = build_backbone(name, shape)
         images = torch.randn(options.batch, 3, *shape, device=device)
         return backbone_step(model, images, options.train, dtype, options.compile), library
-    model = build_task(options.task, name, shape, CONFIGS).to(device)
+    model = build_task(options.task, name, shape).to(device)
     batch = make_batch(options.task, options.batch, shape, device)
     library = 'clustr_mm' if name.startswith('clustr_') else 'mmdet'
     return model_step(model, batch, options.train, dtype, options.compile), library

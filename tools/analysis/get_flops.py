@@ -22,6 +22,7 @@ from typing import Any
 
 from clustr_mm.analysis import build_empty, parameters_of
 from clustr_mm.analysis.flops import PUBLISHED_KINDS, Count, Macs, count_macs
+from clustr_mm.analysis.tables import markdown_table
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import load_config
 
@@ -60,12 +61,7 @@ def table(count: Count) -> str:
     for name, macs in rows.items():
         cells = [getattr(macs, kind) for kind in kinds]
         lines.append([name, *(giga(cell) if cell else '-' for cell in cells), giga(macs.total)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])])
-    return '\n'.join(
-        f'| {" | ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])])} |'
-        for first, *rest in lines
-    )
+    return markdown_table(lines)
 
 
 def published(macs: Macs) -> str:
@@ -113,7 +109,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f'{scope}{options.config}, one image of {options.shape[0]} x {options.shape[1]}')
     print(f'backbone: {settings_of(cfg.model.backbone)}\n')
     print(table(count))
-    print()
     print(check("torch's FlopCounterMode", count.dispatched, count.whole.total))
     if count.formula is not None:
         print(check("closed formula, the backbone's", count.formula, count.backbone.total))

@@ -1,0 +1,32 @@
+"""What the tests of several backends share."""
+
+import torch
+
+from clustr_mm.clustering.reference import pairwise_distance2
+
+
+def some_counts(n: int) -> list[int]:
+    return sorted({max(1, m) for m in (1, n // 64, n // 16, n // 4, n // 2, n - 1, n)})
+
+
+def assert_invariants(
+    x: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, m: int, tolerance: float
+) -> None:
+    """Checks what holds with ties too.
+
+    Args:
+        x: Tokens, (B, N, C).
+        labels: Labels for M = m, (B, N).
+        order: Labels for M = N.
+        m: Clusters.
+        tolerance: Of a squared distance, over the largest of the tokens' mean squares.
+    """
+    d2 = pairwise_distance2(x.double())
+    scale = x.double().square().mean(-1).max()
+    for b in range(len(x)):
+        centres = order[b].argsort()[:m]
+        assert labels[b].unique().tolist() == list(range(m)), 'every label is present'
+        assert labels[b][centres].tolist() == list(range(m)), 'every centre is its own'
+        nearest = d2[b][:, centres].amin(1)
+        own = d2[b].gather(1, centres[labels[b]][:, None]).squeeze(1)
+        assert (own - nearest <= tolerance * scale).all(), 'every token is at minimal distance'
