@@ -59,7 +59,7 @@ def test_views_are_what_the_network_clusters(options, size):
 
 
 def test_what_cannot_be_viewed_leaves_the_model_in_training():
-    model = ClusTR(TINY)
+    model = ClusTR(NARROW)
     with pytest.raises(ValueError, match=r'use \(B, 3, height, width\)'):
         view_blocks(model, torch.randn(1, 4, 64, 64))
     assert model.training

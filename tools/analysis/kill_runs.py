@@ -10,7 +10,8 @@ many steps were lost and computed again, and how many finished runs have the wei
 alone, bit by bit. The exit status is 1 if one has not.
 
 --processes 2 starts each run as tools/dist_train.sh does, over gloo, and --who says which of its
-processes are killed: one rank (then torchrun starts all anew by itself), all of them, or the launcher.
+processes are killed: one rank (then torchrun starts all anew by itself), all of them, or the
+launcher.
 """
 
 import argparse
