@@ -60,8 +60,7 @@ def configure(options: argparse.Namespace) -> Config:
     cfg = load_config(options.config)
     if options.data_root is not None:
         set_data_root(cfg, options.data_root)
-    check_keys(cfg, options.cfg_options)
-    cfg.merge_from_dict(options.cfg_options)
+    apply_cfg_options(cfg, options.cfg_options)
     cfg.launcher = options.launcher
     if options.work_dir is not None:
         cfg.work_dir = options.work_dir
@@ -104,6 +103,20 @@ def set_data_root(cfg: Config, root: str) -> None:
     for node in _nodes(cfg._cfg_dict):
         if isinstance(node.get('data_root'), str):
             node['data_root'] = root
+
+
+def apply_cfg_options(cfg: Config, options: dict[str, Any]) -> None:
+    """Checks ``--cfg-options`` and sets what they say.
+
+    Args:
+        cfg: The config, changed in place.
+        options: Dotted keys and their values.
+
+    Raises:
+        UserError: As :func:`check_keys`.
+    """
+    check_keys(cfg, options)
+    cfg.merge_from_dict(options)
 
 
 def check_keys(cfg: Config, options: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f'{message} (see --help)')
 
 
-class _CfgOptions(DictAction):
+class CfgOptions(DictAction):
     """mmengine's ``key=value`` reader with a sentence for a value that it cannot read."""
 
     def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
@@ -124,7 +124,7 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=_CfgOptions,
+        action=CfgOptions,
         default={},
         metavar='KEY=VALUE',
         help='set config values, for example train_cfg.max_iters=100 model.backbone.with_cp=True',

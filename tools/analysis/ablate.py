@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from clustr_mm.analysis import PART_SETTINGS, Ablation, Row, build_settings, knob_settings
 from clustr_mm.analysis.mini_task import mini_config, train_setting
@@ -45,6 +45,7 @@ from clustr_mm.analysis.settings import backbone_arguments
 from clustr_mm.analysis.tables import Scores, cluster_table, cost_table, score_table, write_csv
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import load_config
+from clustr_mm.engine.options import CfgOptions
 from clustr_mm.visualization.dots import Panel, plot_dots
 
 IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
@@ -97,7 +98,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     training.add_argument('--metric', default='accuracy/top1')
     training.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='changes to it'
+        '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='changes to it'
     )
     options = parser.parse_args(argv)
     for name in ('rounds', 'seeds', 'iterations'):
