@@ -17,6 +17,8 @@ from mmengine.logging import MMLogger
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.devices import choose_device
 from clustr_mm.engine.inference import TASKS, load_demo, run_demo
+from clustr_mm.engine.options import add_trust
+from clustr_mm.models.checkpoint import trust_checkpoints
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -37,12 +39,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--det-checkpoint')
     parser.add_argument('--det-class', type=int, default=0, help='its class of persons (0)')
     parser.add_argument('--device', choices=('cpu', 'cuda'), help='a GPU where there is one')
+    add_trust(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
+    trust_checkpoints(options.trust_checkpoint)
     MMLogger.get_current_instance().setLevel('ERROR')
     detector = None
     if options.det_config or options.det_checkpoint:

@@ -24,12 +24,14 @@ from mmengine.registry import MODELS, DefaultScope
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import load_config
 from clustr_mm.engine.export import SegmentorGraph, differences, to_onnx, to_program
+from clustr_mm.engine.options import add_trust
 from clustr_mm.models import ClusTR
 from clustr_mm.models.checkpoint import (
     load_pretrained,
     load_strictly,
     read_checkpoint,
     state_dict_of,
+    trust_checkpoints,
 )
 from clustr_mm.models.exportable import make_exportable
 
@@ -50,6 +52,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument('--static', action='store_true', help='a graph for this shape alone')
     parser.add_argument('--seed', type=int, default=0, help='of random weights')
+    add_trust(parser)
     return parser.parse_args(argv)
 
 
@@ -90,6 +93,7 @@ def sizes_to_check(options: argparse.Namespace) -> list[tuple[int, int]]:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
+    trust_checkpoints(options.trust_checkpoint)
     out = options.paths[-1]
     given = [path.endswith(WEIGHTS) for path in options.paths[:-1]]
     if not out.endswith(('.onnx', '.pt2')) or given not in ([], [True]):

@@ -24,6 +24,7 @@ class CfgOptions(DictAction):
     """mmengine's ``key=value`` reader with a sentence for a value that it cannot read."""
 
     def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
+        """Reads the values as argparse asks for it."""
         for value in values:
             if '=' not in value:
                 raise UserError(f'--cfg-options takes KEY=VALUE, not {value!r}')
@@ -97,6 +98,8 @@ def parse_test(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Adds ``--trust-checkpoint``, which every tool that reads checkpoints takes.
+
+    :func:`clustr_mm.models.checkpoint.trust_checkpoints` then takes its value.
 
     Args:
         parser: Where to add it.

@@ -45,7 +45,8 @@ from clustr_mm.analysis.settings import backbone_arguments
 from clustr_mm.analysis.tables import Scores, cluster_table, cost_table, score_table, write_csv
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import load_config
-from clustr_mm.engine.options import CfgOptions
+from clustr_mm.engine.options import CfgOptions, add_trust
+from clustr_mm.models.checkpoint import trust_checkpoints
 from clustr_mm.visualization.dots import Panel, plot_dots
 
 IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
@@ -100,6 +101,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     training.add_argument(
         '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='changes to it'
     )
+    add_trust(parser)
     options = parser.parse_args(argv)
     for name in ('rounds', 'seeds', 'iterations'):
         if getattr(options, name) < 1:
@@ -210,6 +212,7 @@ def clustr_backbone(cfg: Config, path: str) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
+    trust_checkpoints(options.trust_checkpoint)
     torch.set_num_threads(options.threads)
     if options.out:
         os.makedirs(options.out, exist_ok=True)
