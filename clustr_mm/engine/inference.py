@@ -178,8 +178,8 @@ def run_demo(draw: Draw, source: str, out_dir: str) -> Iterator[str]:
         The overlays' paths, as they are written.
 
     Raises:
-        UserError: If there is nothing to draw, a file cannot be read, or an overlay would be written
-            over one of the files or over another overlay; then nothing is drawn.
+        UserError: If there is nothing to draw, or a file cannot be read; or, before anything is
+            drawn, if an overlay would replace one of the files or another overlay.
     """
     path = Path(source)
     if path.is_dir():
