@@ -264,6 +264,22 @@ def test_a_tool_that_names_trust_checkpoint_takes_it(tool, trusted, tmp_path):
     assert ('--trust-checkpoint' in str(error.value)) is not trusted
 
 
+@pytest.mark.parametrize(
+    'tool',
+    [
+        'check_data', 'demo', 'demo_train', 'export', 'make_mini_data',
+        'publish_checkpoint', 'replay', 'analysis/clusters', 'analysis/count_params',
+        'analysis/gpu_check', 'analysis/kill_runs', 'analysis/plot_curves',
+        'analysis/watch_memory',
+    ],
+)  # fmt: skip
+def test_a_mistyped_option_of_any_tool_is_one_line(tool, capsys):
+    main = runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'))['main']
+    assert run_tool(lambda _: main(['--no-such-option'])) == 1
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and error.count('\n') == 1 and '--help' in error
+
+
 def test_demo_ends_with_score_picture_and_checkpoint(tmp_path, capsys, monkeypatch):
     main = runpy.run_path(str(ROOT / 'tools' / 'demo_train.py'))['main']
     folder = tmp_path / 'work'

@@ -16,15 +16,13 @@ from collections.abc import Callable, Sequence
 
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import apply_cfg_options, load_config, set_data_root
-from clustr_mm.engine.options import CfgOptions
+from clustr_mm.engine.options import CfgOptions, Parser
 
 SHOWN = 50
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config file')
     parser.add_argument('--data-root', metavar='DIR', help="the data set, in place of the config's")
     parser.add_argument('--decode', action='store_true', help='read every image')

@@ -17,14 +17,12 @@ from mmengine.logging import MMLogger
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.devices import choose_device
 from clustr_mm.engine.inference import TASKS, load_demo, run_demo
-from clustr_mm.engine.options import add_trust
+from clustr_mm.engine.options import Parser, add_trust
 from clustr_mm.models.checkpoint import trust_checkpoints
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('task', choices=sorted(TASKS), metavar='TASK')
     parser.add_argument('config')
     parser.add_argument('checkpoint', help='a checkpoint that training wrote')

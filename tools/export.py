@@ -24,7 +24,7 @@ from mmengine.registry import MODELS, DefaultScope
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import load_config
 from clustr_mm.engine.export import SegmentorGraph, differences, to_onnx, to_program
-from clustr_mm.engine.options import add_trust
+from clustr_mm.engine.options import Parser, add_trust
 from clustr_mm.models import ClusTR
 from clustr_mm.models.checkpoint import (
     load_pretrained,
@@ -40,9 +40,7 @@ TOLERANCE = 1e-4
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a config whose backbone is ClusTR')
     parser.add_argument('paths', nargs='+', metavar='[CHECKPOINT] OUT')
     parser.add_argument('--backbone', action='store_true', help='the backbone alone')

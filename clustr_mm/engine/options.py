@@ -1,4 +1,4 @@
-"""The command line that train.py and test.py share."""
+"""The command line that train.py and test.py share, and what the other tools take of it."""
 
 import argparse
 import os
@@ -13,10 +13,18 @@ from clustr_mm.models.checkpoint import trust_checkpoints
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Ends a mistyped option as every other mistake ends: one line, status 1."""
 
     def error(self, message: str) -> NoReturn:
+        """Raises what argparse would print with the usage.
+
+        Args:
+            message: What is wrong.
+
+        Raises:
+            UserError: Always.
+        """
         raise UserError(f'{message} (see --help)')
 
 
@@ -51,7 +59,7 @@ def parse_train(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: If an option is unknown or a value cannot be read.
     """
-    parser = _Parser(description='Train a ClusTR model from an OpenMMLab config.')
+    parser = Parser(description='Train a ClusTR model from an OpenMMLab config.')
     parser.add_argument('config', help='the config file')
     _add_shared(parser)
     parser.add_argument(
@@ -86,7 +94,7 @@ def parse_test(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: If an option is unknown or a value cannot be read.
     """
-    parser = _Parser(description='Test a ClusTR model from an OpenMMLab config.')
+    parser = Parser(description='Test a ClusTR model from an OpenMMLab config.')
     parser.add_argument('config', help='the config file')
     parser.add_argument('checkpoint', help='the weights to test (.pth or .safetensors)')
     _add_shared(parser)

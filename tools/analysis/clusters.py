@@ -22,7 +22,7 @@ from mmengine.registry import MODELS
 
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import load_config
-from clustr_mm.engine.options import add_trust
+from clustr_mm.engine.options import Parser, add_trust
 from clustr_mm.models.checkpoint import load_pretrained, trust_checkpoints
 from clustr_mm.visualization import save_picture, show_clusters
 
@@ -31,9 +31,7 @@ WEIGHTS = ('.pth', '.safetensors')
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help="a config whose model's backbone is ClusTR")
     parser.add_argument('paths', nargs='+', metavar='[CHECKPOINT] IMAGE')
     parser.add_argument('--out-dir', default='clusters', metavar='DIR', help='clusters')
