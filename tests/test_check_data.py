@@ -1,6 +1,7 @@
 """tools/check_data.py on small data sets, whole and damaged."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from clustr_mm.datasets.mini import MiniData, build
+from clustr_mm.engine import UserError
 from clustr_mm.engine.config import load_config, set_data_root
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +34,15 @@ def _faults(layout: str, root: Path, **options: bool) -> list[str]:
     cfg = load_config(str(ROOT / CONFIGS[layout]))
     set_data_root(cfg, str(root))
     return list(audit(cfg, print, lambda *_: None, **options))
+
+
+@pytest.mark.parametrize(
+    ('option', 'words'), [('foo', 'KEY=VALUE'), ('train_cfg=3', 'set one of them')]
+)
+def test_mistyped_config_option_is_refused(option: str, words: str) -> None:
+    main = runpy.run_path(str(ROOT / 'tools' / 'check_data.py'))['main']
+    with pytest.raises(UserError, match=words):
+        main([str(ROOT / CONFIGS['ade20k']), '--cfg-options', option])
 
 
 @pytest.mark.parametrize('layout', CONFIGS)

@@ -5,8 +5,11 @@ import os
 import runpy
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +19,7 @@ from clustr_mm.datasets.mini import MiniData, build
 from clustr_mm.engine import UserError, train
 from clustr_mm.engine import test as evaluate  # a name that pytest does not collect
 from clustr_mm.engine.errors import run_tool
+from clustr_mm.models.checkpoint import trust_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / 'configs' / 'mmseg' / 'upernet_clustr_t_mini.py')
@@ -226,6 +230,46 @@ def test_command_line_mistakes_are_one_line(monkeypatch, capsys):
         assert len(lines) == 1
         assert lines[0].startswith('error: ')
         assert word in lines[0]
+
+
+@pytest.mark.parametrize('trusted', [False, True])
+@pytest.mark.parametrize('tool', ['export', 'demo', 'analysis/clusters', 'analysis/ablate'])
+def test_a_tool_that_names_trust_checkpoint_takes_it(tool, trusted, tmp_path):
+    checkpoint = tmp_path / 'more.pth'
+    torch.save(dict(state_dict={}, more=Fraction(1, 2)), checkpoint)  # no plain data
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((64, 64, 3), np.uint8))
+    arguments = {
+        'export': [CONFIG, checkpoint, tmp_path / 'a.onnx', '--backbone'],
+        'demo': ['segmentation', CONFIG, checkpoint, tmp_path / 'a.png', '--device', 'cpu'],
+        'analysis/clusters': [CONFIG, checkpoint, tmp_path / 'a.png', '--device', 'cpu'],
+        'analysis/ablate': [
+            CONFIG, checkpoint, '--images', tmp_path / 'a.png', '--device', 'cpu',
+            '--settings', 'exact',
+        ],
+    }[tool]  # fmt: skip
+    main = runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'))['main']
+    try:
+        with pytest.raises(Exception) as error:
+            main([*map(str, arguments), *(['--trust-checkpoint'] if trusted else [])])
+    finally:
+        trust_checkpoints(False)
+    assert ('--trust-checkpoint' in str(error.value)) is not trusted
+
+
+@pytest.mark.parametrize(
+    'tool',
+    [
+        'check_data', 'demo', 'demo_train', 'export', 'make_mini_data',
+        'publish_checkpoint', 'replay', 'analysis/clusters', 'analysis/count_params',
+        'analysis/gpu_check', 'analysis/kill_runs', 'analysis/plot_curves',
+        'analysis/watch_memory',
+    ],
+)  # fmt: skip
+def test_a_mistyped_option_of_any_tool_is_one_line(tool, capsys):
+    main = runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'))['main']
+    assert run_tool(lambda _: main(['--no-such-option'])) == 1
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and error.count('\n') == 1 and '--help' in error
 
 
 def test_demo_ends_with_score_picture_and_checkpoint(tmp_path, capsys, monkeypatch):

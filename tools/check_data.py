@@ -14,18 +14,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from mmengine.config import DictAction
-
 from clustr_mm.engine import UserError, run_tool
-from clustr_mm.engine.config import check_keys, load_config, set_data_root
+from clustr_mm.engine.config import apply_cfg_options, load_config, set_data_root
+from clustr_mm.engine.options import CfgOptions, Parser
 
 SHOWN = 50
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config file')
     parser.add_argument('--data-root', metavar='DIR', help="the data set, in place of the config's")
     parser.add_argument('--decode', action='store_true', help='read every image')
@@ -35,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
         help='a part of the data set is meant: show the counts, do not judge them',
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE',
         help='set config values, as for train.py',
     )  # fmt: skip
     return parser
@@ -73,8 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(options.config)
     if options.data_root is not None:
         set_data_root(cfg, options.data_root)
-    check_keys(cfg, options.cfg_options)
-    cfg.merge_from_dict(options.cfg_options)
+    apply_cfg_options(cfg, options.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     faults = 0
     show = progress_line()

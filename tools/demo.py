@@ -17,12 +17,12 @@ from mmengine.logging import MMLogger
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.devices import choose_device
 from clustr_mm.engine.inference import TASKS, load_demo, run_demo
+from clustr_mm.engine.options import Parser, add_trust
+from clustr_mm.models.checkpoint import trust_checkpoints
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('task', choices=sorted(TASKS), metavar='TASK')
     parser.add_argument('config')
     parser.add_argument('checkpoint', help='a checkpoint that training wrote')
@@ -37,12 +37,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--det-checkpoint')
     parser.add_argument('--det-class', type=int, default=0, help='its class of persons (0)')
     parser.add_argument('--device', choices=('cpu', 'cuda'), help='a GPU where there is one')
+    add_trust(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
+    trust_checkpoints(options.trust_checkpoint)
     MMLogger.get_current_instance().setLevel('ERROR')
     detector = None
     if options.det_config or options.det_checkpoint:

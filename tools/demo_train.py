@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from clustr_mm.engine import run_tool, test, train, validate_untrained
+from clustr_mm.engine.options import Parser
 
 CONFIG = os.path.join(
     os.path.dirname(os.path.abspath(__file__)),
@@ -21,9 +22,7 @@ ROWS = 5
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', default='data/mini/ade', help='folder of the mini data set')
     parser.add_argument('--train', type=int, default=1200, metavar='N', help='training pictures')
     parser.add_argument('--val', type=int, default=60, metavar='N', help='validation pictures')

@@ -24,12 +24,14 @@ from mmengine.registry import MODELS, DefaultScope
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import load_config
 from clustr_mm.engine.export import SegmentorGraph, differences, to_onnx, to_program
+from clustr_mm.engine.options import Parser, add_trust
 from clustr_mm.models import ClusTR
 from clustr_mm.models.checkpoint import (
     load_pretrained,
     load_strictly,
     read_checkpoint,
     state_dict_of,
+    trust_checkpoints,
 )
 from clustr_mm.models.exportable import make_exportable
 
@@ -38,9 +40,7 @@ TOLERANCE = 1e-4
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a config whose backbone is ClusTR')
     parser.add_argument('paths', nargs='+', metavar='[CHECKPOINT] OUT')
     parser.add_argument('--backbone', action='store_true', help='the backbone alone')
@@ -50,6 +50,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument('--static', action='store_true', help='a graph for this shape alone')
     parser.add_argument('--seed', type=int, default=0, help='of random weights')
+    add_trust(parser)
     return parser.parse_args(argv)
 
 
@@ -90,6 +91,7 @@ def sizes_to_check(options: argparse.Namespace) -> list[tuple[int, int]]:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
+    trust_checkpoints(options.trust_checkpoint)
     out = options.paths[-1]
     given = [path.endswith(WEIGHTS) for path in options.paths[:-1]]
     if not out.endswith(('.onnx', '.pt2')) or given not in ([], [True]):

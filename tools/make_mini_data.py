@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 
 from clustr_mm.engine.errors import run_tool
+from clustr_mm.engine.options import Parser
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from clustr_mm.datasets.mini import LAYOUTS
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', metavar='OUT', help='folder to make')
     parser.add_argument('--layout', default='ade20k', help=f'one of: {", ".join(LAYOUTS)}')
     parser.add_argument('--train', type=int, default=400, metavar='N', help='training pictures')

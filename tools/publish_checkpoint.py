@@ -14,16 +14,14 @@ import sys
 from collections.abc import Sequence
 
 from clustr_mm.engine import run_tool
-from clustr_mm.engine.options import add_trust
+from clustr_mm.engine.options import Parser, add_trust
 from clustr_mm.models.checkpoint import read_checkpoint, trust_checkpoints
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     from clustr_mm.engine.publish import PARTS, publish
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', metavar='CKPT', help='.pth or .safetensors')
     parser.add_argument('--out-dir', default='.', metavar='DIR', help='where to write')
     parser.add_argument('--name', help="the file's name before the hash; by default CKPT's")

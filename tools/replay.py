@@ -9,14 +9,12 @@ import sys
 from collections.abc import Sequence
 
 from clustr_mm.engine import run_tool
-from clustr_mm.engine.options import add_trust
+from clustr_mm.engine.options import Parser, add_trust
 from clustr_mm.models.checkpoint import trust_checkpoints
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('file', metavar='FILE')
     parser.add_argument(
         '--device', choices=('cpu', 'cuda'), help='by default a GPU if there is one'

@@ -4,7 +4,7 @@ import argparse
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from clustr_mm.datasets import check_data_root, guard_pipeline
-from clustr_mm.engine.errors import UserError, near
+from clustr_mm.engine.errors import UserError, dicts, near
 
 # Top-level names that take effect without being one of the Runner's arguments.
 _ALSO_READ = {
@@ -60,8 +60,7 @@ def configure(options: argparse.Namespace) -> Config:
     cfg = load_config(options.config)
     if options.data_root is not None:
         set_data_root(cfg, options.data_root)
-    check_keys(cfg, options.cfg_options)
-    cfg.merge_from_dict(options.cfg_options)
+    apply_cfg_options(cfg, options.cfg_options)
     cfg.launcher = options.launcher
     if options.work_dir is not None:
         cfg.work_dir = options.work_dir
@@ -88,7 +87,7 @@ def set_data_root(cfg: Config, root: str) -> None:
     Raises:
         UserError: If the config names no data root, or several.
     """
-    places = [node for node in _nodes(cfg._cfg_dict) if isinstance(node.get('data_root'), str)]
+    places = [node for node in dicts(cfg) if isinstance(node.get('data_root'), str)]
     old_roots = {os.path.normpath(node['data_root']) for node in places if node['data_root']}
     if not places:
         raise UserError(f'--data-root {root}: config {cfg.filename} has no data_root to replace')
@@ -101,9 +100,23 @@ def set_data_root(cfg: Config, root: str) -> None:
         for name in cfg:
             if name.endswith(('_dataloader', '_evaluator')):
                 cfg[name] = _replace_prefix(cfg[name], old, root)
-    for node in _nodes(cfg._cfg_dict):
+    for node in dicts(cfg):
         if isinstance(node.get('data_root'), str):
             node['data_root'] = root
+
+
+def apply_cfg_options(cfg: Config, options: dict[str, Any]) -> None:
+    """Checks ``--cfg-options`` and sets what they say.
+
+    Args:
+        cfg: The config, changed in place.
+        options: Dotted keys and their values.
+
+    Raises:
+        UserError: As :func:`check_keys`.
+    """
+    check_keys(cfg, options)
+    cfg.merge_from_dict(options)
 
 
 def check_keys(cfg: Config, options: dict[str, Any]) -> None:
@@ -175,7 +188,7 @@ def guard_data(cfg: Config, splits: Sequence[str]) -> None:
     check_data_root(cfg, splits)
     for split in splits:
         on_error = cfg.get('on_broken_file', 'raise') if split == 'train' else 'raise'
-        for node in _nodes(cfg.get(f'{split}_dataloader')):
+        for node in dicts(cfg.get(f'{split}_dataloader')):
             if isinstance(node.get('pipeline'), list | tuple):
                 node['pipeline'] = guard_pipeline(node['pipeline'], on_error)
 
@@ -280,15 +293,6 @@ def _replace_prefix(node: Any, old: str, new: str) -> Any:
     if isinstance(node, str) and os.path.normpath(node or '.').startswith(old + os.sep):
         return os.path.join(new, os.path.relpath(node, old))
     return node
-
-
-def _nodes(node: Any) -> Iterator[dict]:
-    """Yields every dict of a config."""
-    if isinstance(node, dict):
-        yield node
-    if isinstance(node, dict | list | tuple):
-        for value in node.values() if isinstance(node, dict) else node:
-            yield from _nodes(value)
 
 
 def _drop_missing_tensorboard(cfg: Config) -> None:

@@ -189,7 +189,7 @@ def _unknown_argument(text: str, cfg: Config) -> str | None:
     if match is None:
         return None
     owner, key = match[1].removesuffix('.__init__').split('.')[-1], match[2]
-    holders = [node for node in _dicts(cfg) if key in node]
+    holders = [node for node in dicts(cfg) if key in node]
     if not holders:
         return None
     known = [name for node in holders for name in node if name != key]
@@ -200,17 +200,24 @@ def _unknown_argument(text: str, cfg: Config) -> str | None:
     return f'{owner} has no option {key!r}{near(key, known)}'
 
 
-def _dicts(node: object) -> Iterator[dict]:
-    """Yields every dict of a config, outer ones first."""
+def dicts(node: object) -> Iterator[dict]:
+    """Yields every dict of a config, outer ones first.
+
+    Args:
+        node: The config, or any part of it.
+
+    Yields:
+        The dicts.
+    """
     if isinstance(node, Config):
         node = node._cfg_dict
     if isinstance(node, dict):
         yield node
         for value in node.values():
-            yield from _dicts(value)
+            yield from dicts(value)
     elif isinstance(node, list | tuple):
         for value in node:
-            yield from _dicts(value)
+            yield from dicts(value)
 
 
 def _log_to_file(error: BaseException) -> None:

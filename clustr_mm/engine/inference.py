@@ -178,7 +178,8 @@ def run_demo(draw: Draw, source: str, out_dir: str) -> Iterator[str]:
         The overlays' paths, as they are written.
 
     Raises:
-        UserError: If there is nothing to draw, or a file cannot be read.
+        UserError: If there is nothing to draw, or a file cannot be read; or, before anything is
+            drawn, if an overlay would replace one of the files or another overlay.
     """
     path = Path(source)
     if path.is_dir():
@@ -189,16 +190,34 @@ def run_demo(draw: Draw, source: str, out_dir: str) -> Iterator[str]:
         files = [path]
     else:
         raise UserError(f'{source} does not exist; give an image, a folder or a video')
+    overlays = _overlays(files, out_dir)
     os.makedirs(out_dir, exist_ok=True)
-    for file in files:
-        overlay = os.path.join(out_dir, file.name)
+    for file, overlay in zip(files, overlays, strict=True):
         if file.suffix.lower() in VIDEOS:
-            overlay = os.path.splitext(overlay)[0] + '.mp4'
             _draw_video(draw, file, overlay)
         else:
             _check_image(file)
             draw(str(file), overlay)
         yield overlay
+
+
+def _overlays(files: Sequence[Path], out_dir: str) -> list[str]:
+    """The overlays' paths, each for itself and none of them a file that is drawn on."""
+    inputs = {file.resolve() for file in files}
+    owners: dict[Path, Path] = {}
+    overlays = []
+    for file in files:
+        name = f'{file.stem}.mp4' if file.suffix.lower() in VIDEOS else file.name
+        overlay = Path(out_dir, name)
+        if overlay.resolve() in inputs:
+            raise UserError(
+                f'the overlay of {file} would replace {overlay}; choose another --out-dir'
+            )
+        other = owners.setdefault(overlay.resolve(), file)
+        if other is not file:
+            raise UserError(f'{other} and {file} would share the overlay {overlay}; rename one')
+        overlays.append(str(overlay))
+    return overlays
 
 
 def _check_image(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line that train.py and test.py share."""
+"""The command line that train.py and test.py share, and what the other tools take of it."""
 
 import argparse
 import os
@@ -13,17 +13,26 @@ from clustr_mm.models.checkpoint import trust_checkpoints
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Ends a mistyped option as every other mistake ends: one line, status 1."""
 
     def error(self, message: str) -> NoReturn:
+        """Raises what argparse would print with the usage.
+
+        Args:
+            message: What is wrong.
+
+        Raises:
+            UserError: Always.
+        """
         raise UserError(f'{message} (see --help)')
 
 
-class _CfgOptions(DictAction):
+class CfgOptions(DictAction):
     """mmengine's ``key=value`` reader with a sentence for a value that it cannot read."""
 
     def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
+        """Reads the values as argparse asks for it."""
         for value in values:
             if '=' not in value:
                 raise UserError(f'--cfg-options takes KEY=VALUE, not {value!r}')
@@ -50,7 +59,7 @@ def parse_train(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: If an option is unknown or a value cannot be read.
     """
-    parser = _Parser(description='Train a ClusTR model from an OpenMMLab config.')
+    parser = Parser(description='Train a ClusTR model from an OpenMMLab config.')
     parser.add_argument('config', help='the config file')
     _add_shared(parser)
     parser.add_argument(
@@ -85,7 +94,7 @@ def parse_test(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: If an option is unknown or a value cannot be read.
     """
-    parser = _Parser(description='Test a ClusTR model from an OpenMMLab config.')
+    parser = Parser(description='Test a ClusTR model from an OpenMMLab config.')
     parser.add_argument('config', help='the config file')
     parser.add_argument('checkpoint', help='the weights to test (.pth or .safetensors)')
     _add_shared(parser)
@@ -97,6 +106,8 @@ def parse_test(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Adds ``--trust-checkpoint``, which every tool that reads checkpoints takes.
+
+    :func:`clustr_mm.models.checkpoint.trust_checkpoints` then takes its value.
 
     Args:
         parser: Where to add it.
@@ -124,7 +135,7 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=_CfgOptions,
+        action=CfgOptions,
         default={},
         metavar='KEY=VALUE',
         help='set config values, for example train_cfg.max_iters=100 model.backbone.with_cp=True',

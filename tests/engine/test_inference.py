@@ -108,6 +108,29 @@ def test_a_folder_with_a_video(checkpoints, photo, tmp_path):
     assert len(frames) == 3 and frames == sorted(frames) and frames[2] - frames[0] > 150
 
 
+@pytest.mark.parametrize(
+    ('names', 'source', 'message'),
+    [
+        (['a.jpg'], 'a.jpg', 'would replace .*a.jpg; choose another --out-dir'),
+        (['a.jpg', 'b.png'], '.', 'would replace .*a.jpg'),
+        (['a.avi', 'b.avi', 'b.mp4'], '.', 'would replace .*b.mp4'),
+    ],
+)
+def test_no_overlay_replaces_what_it_is_drawn_on(names, source, message, tmp_path):
+    for name in names:
+        (tmp_path / name).write_text(name)
+    with pytest.raises(UserError, match=message):
+        list(run_demo(lambda *_: pytest.fail('drawn'), str(tmp_path / source), str(tmp_path)))
+    assert [(tmp_path / name).read_text() for name in names] == names
+
+
+def test_two_videos_do_not_share_an_overlay(tmp_path):
+    for name in ('a.avi', 'a.mp4'):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match='a.avi and .*a.mp4 would share the overlay'):
+        list(run_demo(lambda *_: pytest.fail('drawn'), str(tmp_path), str(tmp_path / 'out')))
+
+
 @pytest.mark.parametrize('name', ['empty.jpg', 'broken.jpg', 'broken.mp4'])
 def test_a_broken_file_is_named_and_nothing_is_written(name, tmp_path):
     (tmp_path / name).write_bytes(b'' if name == 'empty.jpg' else b'not what it says')

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from clustr_mm.analysis import PART_SETTINGS, Ablation, Row, build_settings, knob_settings
 from clustr_mm.analysis.mini_task import train_setting
@@ -45,7 +45,9 @@ from clustr_mm.analysis.records import circumstances
 from clustr_mm.analysis.settings import backbone_arguments
 from clustr_mm.analysis.tables import Scores, cluster_table, cost_table, score_table, write_csv
 from clustr_mm.engine import UserError, run_tool
-from clustr_mm.engine.config import load_config, set_data_root
+from clustr_mm.engine.config import apply_cfg_options, load_config, set_data_root
+from clustr_mm.engine.options import CfgOptions, add_trust
+from clustr_mm.models.checkpoint import trust_checkpoints
 from clustr_mm.visualization.dots import Panel, plot_dots
 
 IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
@@ -96,10 +98,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     training.add_argument(
         '--train-settings', nargs='+', metavar='SETTING', help='only these of --settings'
     )
-    training.add_argument('--metric', default='accuracy/top1')
+    training.add_argument('--metric', help='the score; what the config saves the best by')
     training.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='changes to it'
+        '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='changes to it'
     )
+    add_trust(parser)
     options = parser.parse_args(argv)
     for name in ('rounds', 'seeds', 'iterations'):
         if getattr(options, name) < 1:
@@ -183,8 +186,9 @@ def train(options: argparse.Namespace) -> dict[str, list[float]]:
     cfg = load_config(options.train)
     if options.data_root is not None:
         set_data_root(cfg, options.data_root)
-    cfg.merge_from_dict(options.cfg_options or {})
+    apply_cfg_options(cfg, options.cfg_options or {})
     clustr_backbone(cfg, options.train)
+    metric = options.metric or cfg.default_hooks.checkpoint.get('save_best')
     scores: dict[str, list[float]] = {}
     for seed in range(options.seeds):
         for setting in options.train_settings or options.settings:
@@ -192,12 +196,12 @@ def train(options: argparse.Namespace) -> dict[str, list[float]]:
                 options.out or 'work_dirs/ablation', 'runs', f'{setting}_{seed}'
             )
             metrics = train_setting(cfg, setting, options.iterations, work_dir, seed)
-            if options.metric not in metrics:
+            if metric not in metrics:
                 raise UserError(
-                    f'--metric {options.metric}: the validation has {", ".join(sorted(metrics))}'
+                    f'--metric {metric}: the validation has {", ".join(sorted(metrics))}'
                 )
-            scores.setdefault(setting, []).append(float(metrics[options.metric]))
-            done = f'seed {seed}: {setting}: {options.metric} {scores[setting][-1]:.2f}'
+            scores.setdefault(setting, []).append(float(metrics[metric]))
+            done = f'seed {seed}: {setting}: {metric} {scores[setting][-1]:.2f}'
             print(done, file=sys.stderr, flush=True)
     return scores
 
@@ -213,6 +217,7 @@ def clustr_backbone(cfg: Config, path: str) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
+    trust_checkpoints(options.trust_checkpoint)
     torch.set_num_threads(options.threads)
     if options.out:
         os.makedirs(options.out, exist_ok=True)

@@ -22,7 +22,8 @@ from mmengine.registry import MODELS
 
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import load_config
-from clustr_mm.models.checkpoint import load_pretrained
+from clustr_mm.engine.options import Parser, add_trust
+from clustr_mm.models.checkpoint import load_pretrained, trust_checkpoints
 from clustr_mm.visualization import save_picture, show_clusters
 
 IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
@@ -30,9 +31,7 @@ WEIGHTS = ('.pth', '.safetensors')
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help="a config whose model's backbone is ClusTR")
     parser.add_argument('paths', nargs='+', metavar='[CHECKPOINT] IMAGE')
     parser.add_argument('--out-dir', default='clusters', metavar='DIR', help='clusters')
@@ -48,6 +47,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--seed', type=int, default=0, help='of random weights')
+    add_trust(parser)
     return parser.parse_args(argv)
 
 
@@ -77,6 +77,7 @@ def out_names(images: Sequence[Path]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
+    trust_checkpoints(options.trust_checkpoint)
     cfg = load_config(options.config)
     settings = (cfg.get('model') or {}).get('backbone') or {}
     if settings.get('type') != 'ClusTR':

@@ -16,6 +16,7 @@ from pathlib import Path
 from clustr_mm.analysis import count_parameters, parameter_table
 from clustr_mm.engine import run_tool
 from clustr_mm.engine.config import load_config
+from clustr_mm.engine.options import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = ('mmdet', 'mmseg', 'mmpose', 'mmpretrain')
@@ -35,9 +36,7 @@ def leaf_configs() -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='*', metavar='CONFIG', help='configs to count')
     options = parser.parse_args(argv)
     warnings.filterwarnings('ignore')

@@ -33,6 +33,7 @@ from clustr_mm.analysis.gpu_parts import FULL, PARTS, TINY, Reading
 from clustr_mm.analysis.records import circumstances, results_file, write_rows
 from clustr_mm.analysis.verdicts import criteria, judge, summary
 from clustr_mm.engine import UserError, run_tool
+from clustr_mm.engine.options import Parser
 
 # Seconds that a part may take; what the parts before it left of the whole counts too. What the list
 # of what must hold needs comes first.
@@ -43,9 +44,7 @@ MARK = 'reading '
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', default='work_dirs/gpu_check', metavar='FOLDER')
     parser.add_argument('--minutes', type=float, default=9.0, help='for all of it (default 9)')
     parser.add_argument('--only', nargs='+', choices=list(PARTS), help='some parts')

@@ -30,6 +30,7 @@ from pathlib import Path
 import torch
 
 from clustr_mm.engine import UserError, run_tool
+from clustr_mm.engine.options import Parser
 from clustr_mm.models.checkpoint import CheckpointError, read_checkpoint
 
 TRAIN = Path(__file__).resolve().parents[1] / 'train.py'
@@ -38,9 +39,7 @@ POLL = 0.002  # seconds
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config')
     parser.add_argument('--data-root', required=True, metavar='DIR')
     parser.add_argument('--work-dir', default='work_dirs/kill_runs', metavar='DIR')

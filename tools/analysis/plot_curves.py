@@ -10,12 +10,11 @@ import sys
 from collections.abc import Sequence
 
 from clustr_mm.engine.errors import run_tool
+from clustr_mm.engine.options import Parser
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', nargs='+', metavar='WORK_DIR', help='work folders of runs')
     parser.add_argument('--names', nargs='+', metavar='NAME', help='the runs by other names')
     parser.add_argument('--metrics', nargs='+', metavar='NAME', help='scores, as the log has them')

@@ -22,6 +22,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from clustr_mm.engine import UserError, run_tool, test, train
+from clustr_mm.engine.options import Parser
 
 NOTES: dict[str, list[float]] = {'training': [], 'testing': []}  # MiB after each step
 
@@ -55,9 +56,7 @@ def show(what: str, notes: Sequence[float], settle: int) -> float:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config')
     parser.add_argument('--data-root', required=True, metavar='DIR')
     parser.add_argument('--work-dir', default='work_dirs/watch_memory', metavar='DIR')
