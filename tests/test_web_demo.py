@@ -163,10 +163,11 @@ def _pictures(browser: Any) -> list[str]:
 
 
 def _run(browser: Any) -> list[np.ndarray]:
-    """Presses the button and waits for two new pictures; their pixels, as the browser has them."""
+    """Presses the button and waits for new clusters; both pictures, as the browser has them."""
     old = set(_pictures(browser))
     browser.find_element('id', 'run').click()
-    _wait(browser, lambda b: len(_pictures(b)) == 2 and not old & set(_pictures(b)))
+    # gradio names a picture by its content: an equal prediction keeps its address.
+    _wait(browser, lambda b: len(_pictures(b)) == 2 and _pictures(b)[1] not in old)
     data = browser.execute_async_script(
         """const done = arguments[arguments.length - 1];
         Promise.all([...document.querySelectorAll('#prediction img, #clusters img')].map(
