@@ -16,7 +16,7 @@ from mmengine.logging import MMLogger
 
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.devices import choose_device
-from clustr_mm.engine.inference import TASKS, load_demo, run_demo
+from clustr_mm.engine.inference import TASKS, load_demo, name_detector, run_demo
 from clustr_mm.engine.options import Parser, add_trust
 from clustr_mm.models.checkpoint import trust_checkpoints
 
@@ -46,12 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.filterwarnings('ignore')
     trust_checkpoints(options.trust_checkpoint)
     MMLogger.get_current_instance().setLevel('ERROR')
-    detector = None
-    if options.det_config or options.det_checkpoint:
-        if not (options.det_config and options.det_checkpoint):
-            raise UserError('a detector needs --det-config and --det-checkpoint; give both')
-        detector = (options.det_config, options.det_checkpoint, options.det_class)
-    if options.task != 'pose' and (options.box or detector):
+    detector = name_detector(
+        options.task, options.det_config, options.det_checkpoint, options.det_class
+    )
+    if options.task != 'pose' and options.box:
         raise UserError(f'boxes and detectors are for pose, not for {options.task}; leave them out')
     if options.box and detector:
         raise UserError('both --box and a detector say where persons are; leave one out')

@@ -6,13 +6,15 @@ import contextlib
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from torch import nn
 
 from clustr_mm.engine.config import load_config
 from clustr_mm.engine.errors import UserError
@@ -57,6 +59,40 @@ class GivenBoxes:
         return {'predictions': [DetDataSample(pred_instances=instances)]}
 
 
+@dataclass(frozen=True)
+class Demo:
+    """A loaded model that draws what it predicts; called with an image file and an overlay file.
+
+    Attributes:
+        task: One of ``TASKS``.
+        inferencer: The library's own, with the model in it.
+        score: The lowest score that is drawn, of boxes and of keypoints.
+        how: Options of the library's visualizer.
+    """
+
+    task: str
+    inferencer: Any
+    score: float
+    how: Mapping[str, Any]
+
+    @property
+    def model(self) -> nn.Module:
+        """The library's model."""
+        return self.inferencer.model
+
+    def __call__(self, image: str, overlay: str) -> None:
+        """Draws what the model predicts in one image, into another file."""
+        if self.task == 'pose':
+            (result,) = self.inferencer(image, return_datasamples=True, bbox_thr=self.score)
+            sample = result['predictions'][0]
+        else:
+            result = self.inferencer(image, return_datasamples=True)
+            result = result['predictions'] if isinstance(result, dict) else result
+            sample = result[0] if isinstance(result, list) else result
+        sample.set_metainfo({'img_path': image})
+        draw_sample(self.inferencer.visualizer, sample, overlay, **self.how)
+
+
 def load_demo(
     task: str,
     config: str,
@@ -65,8 +101,8 @@ def load_demo(
     boxes: Sequence[Sequence[float]] = (),
     detector: tuple[str, str, int] | None = None,
     score: float = 0.3,
-) -> Draw:
-    """Loads a model as a function that draws what it predicts.
+) -> Demo:
+    """Loads a model that draws what it predicts.
 
     Args:
         task: One of ``TASKS``.
@@ -79,7 +115,7 @@ def load_demo(
         score: The lowest score that is drawn, of boxes and of keypoints.
 
     Returns:
-        The function.
+        The model, ready to draw.
 
     Raises:
         UserError: If the config is of another task, or the checkpoint names no classes.
@@ -99,18 +135,24 @@ def load_demo(
             inferencer.detector = _load('mmdet', cfg, weights, device)
             inferencer.det_cat_ids = (category,)
 
-    def draw(image: str, overlay: str) -> None:
-        if task == 'pose':
-            (result,) = inferencer(image, return_datasamples=True, bbox_thr=score)
-            sample = result['predictions'][0]
-        else:
-            result = inferencer(image, return_datasamples=True)
-            result = result['predictions'] if isinstance(result, dict) else result
-            sample = result[0] if isinstance(result, list) else result
-        sample.set_metainfo({'img_path': image})
-        draw_sample(inferencer.visualizer, sample, overlay, **how)
+    return Demo(task, inferencer, score, how)
 
-    return draw
+
+def name_detector(
+    task: str, config: str | None, checkpoint: str | None, category: int
+) -> tuple[str, str, int] | None:
+    """Puts a command line's options of a detector of persons together; None where none is named.
+
+    Raises:
+        UserError: If the task is not pose, or half of a detector is named.
+    """
+    if not (config or checkpoint):
+        return None
+    if not (config and checkpoint):
+        raise UserError('a detector needs --det-config and --det-checkpoint; give both')
+    if task != 'pose':
+        raise UserError(f'boxes and detectors are for pose, not for {task}; leave them out')
+    return config, checkpoint, category
 
 
 def _config_for(task: str, path: str) -> Config:

@@ -54,6 +54,16 @@ class _Seen:
     clusters: Clusters
 
 
+def clustering_blocks(backbone: ClusTR) -> dict[int, list[Block]]:
+    """The blocks of every stage with cluster attention, by the stage's number, from 1."""
+    found = {}
+    for number, stage in enumerate(backbone.stages, 1):
+        blocks = [cast(Block, block) for block in cast(Stage, stage).blocks]
+        if isinstance(blocks[0].attn, ClusterAttention):
+            found[number] = blocks
+    return found
+
+
 @torch.no_grad()
 def view_blocks(
     backbone: ClusTR, image: Tensor, stages: Sequence[int] | None = None, blocks: Sequence[int] = ()
@@ -73,29 +83,21 @@ def view_blocks(
     Raises:
         ValueError: If a stage has no clusters, or no block is left.
     """
-    blocks_of = {
-        number: [cast(Block, block) for block in cast(Stage, stage).blocks]
-        for number, stage in enumerate(backbone.stages, 1)
-    }
-    clustering = [
-        number
-        for number, modules in blocks_of.items()
-        if isinstance(modules[0].attn, ClusterAttention)
-    ]
+    blocks_of = clustering_blocks(backbone)
     for number in stages or ():
-        if number not in clustering:
-            raise ValueError(f'stage {number} has no clusters; use stages of {clustering}')
+        if number not in blocks_of:
+            raise ValueError(f'stage {number} has no clusters; use stages of {list(blocks_of)}')
     seen: dict[tuple[int, int], _Seen] = {}
     with ExitStack() as stack:
         stack.callback(backbone.train, backbone.training)
         backbone.eval()
-        for number in clustering:
-            for index, block in enumerate(blocks_of[number], 1):
+        for number, modules in blocks_of.items():
+            for index, block in enumerate(modules, 1):
                 handle = block.attn.register_forward_pre_hook(partial(_look, seen, (number, index)))
                 stack.callback(handle.remove)
         backbone.cluster_maps(image)  # runs all stages, whichever maps are asked for
     views = []
-    for number in stages or clustering:
+    for number in stages or blocks_of:
         depth = len(blocks_of[number])
         found: Clusters | None = None
         for index, block in enumerate(blocks_of[number], 1):

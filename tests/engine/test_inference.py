@@ -70,8 +70,7 @@ def test_every_task_draws_an_overlay(task, checkpoints, photo, tmp_path):
 
 def test_persons_are_where_the_boxes_say(checkpoints, photo):
     draw = load_demo('pose', CONFIGS['pose'], checkpoints('pose'), 'cpu', [[60, 10, 40, 60]])
-    inferencer = draw.__closure__[draw.__code__.co_freevars.index('inferencer')]
-    (result,) = inferencer.cell_contents(str(photo), return_datasamples=True)
+    (result,) = draw.inferencer(str(photo), return_datasamples=True)
     seen = result['predictions'][0].pred_instances.bboxes
     assert np.allclose(seen, [[60, 10, 100, 70]], atol=0.01)
 
