@@ -172,7 +172,7 @@ def make_page(explorer: Explorer, title: str, about: str) -> Any:
 
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_KEPT, _KEPT)) as page:
         gr.Markdown(f'# {title}\n{about}')
-        with gr.Row(equal_height=True):
+        with gr.Row():
             upload = gr.File(
                 label='Photograph',
                 elem_id='photograph',
