@@ -147,9 +147,9 @@ def test_pixels_are_the_pipelines(folder):
 @pytest.mark.parametrize(
     ('config', 'images', 'message'),
     [
-        ('mmdet/mask_rcnn_clustr_t_coco_1x.py', 'nothing', 'no such file or folder'),
+        ('mmdet/mask_rcnn_clustr_t_coco_1x.py', 'nothing', 'no such image'),
         ('mmdet/mask_rcnn_clustr_t_coco_1x.py', 'notes.txt', 'not an image'),
-        ('mmdet/mask_rcnn_clustr_t_coco_1x.py', 'empty', 'no image in this folder'),
+        ('mmdet/mask_rcnn_clustr_t_coco_1x.py', 'empty', 'a folder without any'),
         ('mmdet/mask_rcnn_clustr_x_coco_1x.py', 'a.png', 'does not exist'),
         ('_base_/datasets/ade20k.py', 'a.png', 'no model with the backbone ClusTR'),
     ],

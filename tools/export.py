@@ -21,8 +21,9 @@ from collections.abc import Sequence
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
+from clustr_mm.datasets.files import WEIGHT_SUFFIXES
 from clustr_mm.engine import UserError, run_tool
-from clustr_mm.engine.config import load_config
+from clustr_mm.engine.config import clustr_backbone, load_config
 from clustr_mm.engine.export import SegmentorGraph, differences, to_onnx, to_program
 from clustr_mm.engine.options import Parser, add_trust
 from clustr_mm.models import ClusTR
@@ -35,7 +36,6 @@ from clustr_mm.models.checkpoint import (
 )
 from clustr_mm.models.exportable import make_exportable
 
-WEIGHTS = ('.pth', '.safetensors')
 TOLERANCE = 1e-4
 
 
@@ -57,9 +57,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def load_model(options: argparse.Namespace) -> torch.nn.Module:
     """The module to export, with its weights."""
     cfg = load_config(options.config)
-    settings = (cfg.get('model') or {}).get('backbone') or {}
-    if settings.get('type') != 'ClusTR':
-        raise UserError(f'config {options.config} has no model with the backbone ClusTR; give one')
+    settings = clustr_backbone(cfg)
     settings.init_cfg = None
     checkpoint = options.paths[0] if len(options.paths) == 2 else None
     torch.manual_seed(options.seed)
@@ -93,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.filterwarnings('ignore')
     trust_checkpoints(options.trust_checkpoint)
     out = options.paths[-1]
-    given = [path.endswith(WEIGHTS) for path in options.paths[:-1]]
+    given = [path.endswith(WEIGHT_SUFFIXES) for path in options.paths[:-1]]
     if not out.endswith(('.onnx', '.pt2')) or given not in ([], [True]):
         raise UserError(
             f'{" ".join(options.paths)}: after the config comes the checkpoint (.pth or '

@@ -27,9 +27,8 @@ from clustr_mm.datasets.check import (
     check_class_folders,
     check_data_root,
 )
+from clustr_mm.datasets.files import IMAGE_SUFFIXES
 from clustr_mm.datasets.images import image_fault
-
-IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
 # Images of the public data sets, train and val. Sources: the data sets' own pages (ADE20K's scene
 # parsing benchmark, COCO 2017, ILSVRC 2012); COCO-WholeBody annotates COCO's images.
@@ -184,7 +183,7 @@ def _files(folder: str) -> Iterator[Path]:
     for above, folders, names in os.walk(folder, followlinks=True):
         folders.sort()
         for name in sorted(names):
-            if name.lower().endswith(IMAGES):
+            if name.lower().endswith(IMAGE_SUFFIXES):
                 yield Path(above, name)
 
 

@@ -22,6 +22,7 @@ from clustr_mm.datasets.figures import (
     LEFT_HAND,
     RIGHT_HAND,
 )
+from clustr_mm.datasets.masks import rle
 from clustr_mm.datasets.scenes import SPLITS, Instance, Scene, make_scene
 
 # Classes that ImageNet folders are made of, in the order of their labels (sorted folder names).
@@ -127,24 +128,6 @@ class CocoWriter:
             )
         )
         (self.annotations / name).write_text(text)
-
-
-def rle(mask: np.ndarray) -> dict:
-    """COCO's run-length code of a mask, uncompressed: exact, and needs no pycocotools to write.
-
-    Args:
-        mask: (H, W) bool.
-
-    Returns:
-        ``size`` (H, W) and ``counts``, lengths of runs down the columns, the first one of zeros.
-    """
-    flat = np.concatenate([[0], mask.T.ravel().astype(np.int8), [0]])
-    changes = np.flatnonzero(np.diff(flat))
-    ends = np.concatenate([[0], changes, [mask.size]])
-    counts = np.diff(ends).tolist()
-    if counts[-1] == 0:  # the mask reaches the last pixel
-        counts.pop()
-    return dict(size=list(mask.shape), counts=counts)
 
 
 def _coco_annotation(instance: Instance, image_id: int, annotation_id: int) -> dict:

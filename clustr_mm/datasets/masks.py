@@ -1,4 +1,4 @@
-"""Whether the mask of a COCO annotation can be drawn.
+"""Masks as COCO writes them, and whether one can be drawn.
 
 pycocotools draws what it is given: a polygon far away takes the machine's memory or kills the
 process, run lengths that end early leave what was in memory before in the mask.
@@ -10,8 +10,28 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 # pycocotools walks along a polygon in fifths of a pixel, and beyond 2**31 of them off its arrays.
 _FARTHEST = 100_000  # pixels
+
+
+def rle(mask: np.ndarray) -> dict:
+    """COCO's run-length code of a mask, uncompressed: exact, and needs no pycocotools to write.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        ``size`` (H, W) and ``counts``, lengths of runs down the columns, the first one of zeros.
+    """
+    flat = np.concatenate([[0], mask.T.ravel().astype(np.int8), [0]])
+    changes = np.flatnonzero(np.diff(flat))
+    ends = np.concatenate([[0], changes, [mask.size]])
+    counts = np.diff(ends).tolist()
+    if counts[-1] == 0:  # the mask reaches the last pixel
+        counts.pop()
+    return dict(size=list(mask.shape), counts=counts)
 
 
 def mask_fault(mask: Any, size: tuple[int, int], evaluated: bool) -> str | None:

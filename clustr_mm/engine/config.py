@@ -205,6 +205,24 @@ def add_hook(cfg: Config, hook: dict[str, Any]) -> None:
         cfg.custom_hooks = [*hooks, hook]
 
 
+def clustr_backbone(cfg: Config) -> Any:
+    """Finds the settings of a config's ClusTR.
+
+    Args:
+        cfg: A config.
+
+    Returns:
+        ConfigDict: Its ``model.backbone``.
+
+    Raises:
+        UserError: If that is no ClusTR.
+    """
+    backbone = (cfg.get('model') or {}).get('backbone') or {}
+    if backbone.get('type') != 'ClusTR':
+        raise UserError(f'config {cfg.filename} has no model with the backbone ClusTR; give one')
+    return backbone
+
+
 def use_amp(cfg: Config, device: str) -> None:
     """Turns on mixed precision.
 

@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import nn
 
+from clustr_mm.datasets.files import IMAGE_SUFFIXES
 from clustr_mm.engine.config import load_config
 from clustr_mm.engine.errors import UserError
 from clustr_mm.engine.pictures import draw_sample
@@ -28,7 +29,6 @@ TASKS = {
     'pose': 'mmpose',
     'segmentation': 'mmseg',
 }
-IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
 
 Draw = Callable[[str, str], None]  # an image file to an overlay file
@@ -225,7 +225,7 @@ def run_demo(draw: Draw, source: str, out_dir: str) -> Iterator[str]:
     """
     path = Path(source)
     if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGES + VIDEOS)
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES + VIDEOS)
         if not files:
             raise UserError(f'{source} has no image and no video in it; give another folder')
     elif path.is_file():

@@ -28,6 +28,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from mmengine.registry import METRICS
 
+from clustr_mm.datasets.masks import rle
 from clustr_mm.engine.errors import UserError
 
 _TOP = 5  # labels an image that a classifier's record keeps
@@ -42,10 +43,7 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     Returns:
         dict: ``size`` [H, W] and ``counts``, a string.
     """
-    flat = np.concatenate([[0], (np.asarray(mask) != 0).ravel(order='F').astype(np.int8)])
-    starts = np.flatnonzero(np.diff(flat))
-    # Lengths of the runs, the first one of zeros.
-    counts = np.diff(np.concatenate([[0], starts, [flat.size - 1]]))
+    counts = np.asarray(rle(np.asarray(mask) != 0)['counts'])
     # From the fourth on, COCO writes the difference to the run two before.
     values = counts.copy()
     values[3:] -= counts[1:-2]

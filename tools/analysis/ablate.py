@@ -32,25 +32,28 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 
 from clustr_mm.analysis import PART_SETTINGS, Ablation, Row, build_settings, knob_settings
 from clustr_mm.analysis.mini_task import train_setting
 from clustr_mm.analysis.records import circumstances
 from clustr_mm.analysis.settings import backbone_arguments
 from clustr_mm.analysis.tables import Scores, cluster_table, cost_table, score_table, write_csv
+from clustr_mm.datasets.files import find_images
 from clustr_mm.engine import UserError, run_tool
-from clustr_mm.engine.config import apply_cfg_options, load_config, set_data_root
+from clustr_mm.engine.config import (
+    apply_cfg_options,
+    clustr_backbone,
+    load_config,
+    set_data_root,
+)
 from clustr_mm.engine.options import CfgOptions, add_trust
 from clustr_mm.models.checkpoint import trust_checkpoints
 from clustr_mm.visualization.dots import Panel, plot_dots
-
-IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -115,20 +118,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def find_images(paths: Iterable[str]) -> Iterator[Path]:
-    """Yields the image files among the paths, and in folders among them, by name."""
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = sorted(each for each in path.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
-                raise UserError(f'--images {path}: no image in this folder; give one that has some')
-            yield from found
-        elif path.is_file():
-            yield path
-        else:
-            raise UserError(f'--images {path}: no such file or folder; check the path')
-
-
 def load_image(
     path: Path, size: Sequence[int], preprocessor: dict[str, Any], crop: bool = False
 ) -> torch.Tensor:
@@ -187,7 +176,7 @@ def train(options: argparse.Namespace) -> dict[str, list[float]]:
     if options.data_root is not None:
         set_data_root(cfg, options.data_root)
     apply_cfg_options(cfg, options.cfg_options or {})
-    clustr_backbone(cfg, options.train)
+    clustr_backbone(cfg)
     metric = options.metric or cfg.default_hooks.checkpoint.get('save_best')
     scores: dict[str, list[float]] = {}
     for seed in range(options.seeds):
@@ -206,14 +195,6 @@ def train(options: argparse.Namespace) -> dict[str, list[float]]:
     return scores
 
 
-def clustr_backbone(cfg: Config, path: str) -> dict[str, Any]:
-    """The config's backbone; an error where it is none of ours."""
-    backbone = (cfg.get('model') or {}).get('backbone') or {}
-    if backbone.get('type') != 'ClusTR':
-        raise UserError(f'config {path} has no model with the backbone ClusTR; give one')
-    return backbone
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
@@ -223,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.makedirs(options.out, exist_ok=True)
     device = torch.device(options.device)
     cfg = load_config(options.config)
-    backbone = clustr_backbone(cfg, options.config)
+    backbone = clustr_backbone(cfg)
     preprocessor = cfg.model.get('data_preprocessor') or cfg.data_preprocessor
     paths = list(find_images(options.images))
     models = build_settings(backbone, options.settings, options.checkpoint, options.seed)

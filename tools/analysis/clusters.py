@@ -13,21 +13,19 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.registry import MODELS
 
+from clustr_mm.datasets.files import WEIGHT_SUFFIXES, find_images
 from clustr_mm.engine import UserError, run_tool
-from clustr_mm.engine.config import load_config
+from clustr_mm.engine.config import clustr_backbone, load_config
 from clustr_mm.engine.options import Parser, add_trust
 from clustr_mm.models.checkpoint import load_pretrained, trust_checkpoints
 from clustr_mm.visualization import save_picture, show_clusters
-
-IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
-WEIGHTS = ('.pth', '.safetensors')
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -51,17 +49,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def find_images(paths: Sequence[str]) -> Iterator[Path]:
-    """Yields files, and the images in folders by name."""
-    for path in map(Path, paths):
-        found = [path]
-        if path.is_dir():
-            found = sorted(each for each in path.iterdir() if each.suffix.lower() in IMAGES)
-        if not found or not path.exists():
-            raise UserError(f'{path}: no such image, or a folder without any; check the path')
-        yield from found
-
-
 def out_names(images: Sequence[Path]) -> list[str]:
     """A file name for each image's sheet, no two alike."""
     names: list[str] = []
@@ -79,10 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.filterwarnings('ignore')
     trust_checkpoints(options.trust_checkpoint)
     cfg = load_config(options.config)
-    settings = (cfg.get('model') or {}).get('backbone') or {}
-    if settings.get('type') != 'ClusTR':
-        raise UserError(f'config {options.config} has no model with the backbone ClusTR; give one')
-    checkpoint = options.paths.pop(0) if options.paths[0].endswith(WEIGHTS) else None
+    settings = clustr_backbone(cfg)
+    checkpoint = options.paths.pop(0) if options.paths[0].endswith(WEIGHT_SUFFIXES) else None
     images = list(find_images(options.paths))
     if not images:
         raise UserError('no image is given; name files or folders after the config')
