@@ -156,7 +156,7 @@ def test_pixels_are_the_pipelines(folder):
 )
 def test_mistakes_are_named(folder, config, images, message):
     (folder / 'empty').mkdir(exist_ok=True)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises((UserError, ValueError), match=message):
         TOOL['main'](
             [str(CONFIGS / config), '--images', str(folder / images), '--size', '32', '48']
         )
