@@ -26,6 +26,36 @@ LARGEST_BATCH = 256
 _PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
 
 
+class AdaptivePool(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` as two products, which serve maps of any size.
+
+    Args:
+        output_size: Height and width to pool to, or one number for both.
+    """
+
+    def __init__(self, output_size: int | Sequence[int]) -> None:
+        super().__init__()
+        both = [output_size] * 2 if isinstance(output_size, int) else output_size
+        self.height, self.width = both
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, height, width)."""
+        if self.height == self.width == 1:
+            return x.mean((-2, -1), keepdim=True)
+        return _bins(x, -2, self.height) @ x @ _bins(x, -1, self.width).T
+
+
+def _bins(x: Tensor, dim: int, count: int) -> Tensor:
+    """Weights of the places along a dimension in each bin, (count, length)."""
+    length = x.shape[dim]
+    place = torch.arange(length, device=x.device)
+    index = torch.arange(count, device=x.device)[:, None]
+    start = index * length // count
+    end = ((index + 1) * length + count - 1) // count
+    inside = ((place >= start) & (place < end)).to(x.dtype)
+    return inside / inside.sum(1, keepdim=True)
+
+
 class SegmentorGraph(nn.Module):
     """A segmentation model of mmseg as images in, class scores out.
 
@@ -44,6 +74,8 @@ class SegmentorGraph(nn.Module):
                     # mmseg's turns the size into a Python integer, which ends a graph for any size.
                     plain = nn.Upsample(None, child.scale_factor, child.mode, child.align_corners)
                     setattr(parent, name, plain)
+                elif isinstance(child, nn.AdaptiveAvgPool2d):
+                    setattr(parent, name, AdaptivePool(child.output_size))
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores of every class, (B, classes, H, W), of normalised images (B, 3, H, W)."""

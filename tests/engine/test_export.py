@@ -12,7 +12,7 @@ from small import NARROW
 
 from clustr_mm import ClusTR, merge_tokens
 from clustr_mm.engine import UserError
-from clustr_mm.engine.export import SegmentorGraph, differences, to_onnx, to_program
+from clustr_mm.engine.export import AdaptivePool, SegmentorGraph, differences, to_onnx, to_program
 from clustr_mm.models.exportable import make_exportable, merge_by_product
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,14 +118,20 @@ def test_onnx_runtime_computes_what_pytorch_does(program, tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize(
     ('name', 'static'),
-    [('semfpn_clustr_t_ade20k', False), ('upernet_clustr_t_mini', True)],
+    [
+        ('semfpn_clustr_t_ade20k', False),
+        ('upernet_clustr_t_mini', False),
+        ('upernet_clustr_t_mini', True),
+    ],
 )
 def test_segmentation_models(name, static, tmp_path):
     pytest.importorskip('mmseg')
     cfg = Config.fromfile(str(CONFIGS / 'mmseg' / f'{name}.py'))
     cfg.model.backbone.arch = ARCH
     for part in ('neck', 'decode_head'):
-        if 'in_channels' in (cfg.model.get(part) or {}) and part == ('neck', 'decode_head')[static]:
+        if isinstance((cfg.model.get(part) or {}).get('in_channels'), list) and (
+            part == 'neck' or 'upernet' in name
+        ):
             cfg.model[part].in_channels = list(ARCH['embed_dims'])
     cfg.model.auxiliary_head = None
     torch.manual_seed(0)
@@ -136,6 +142,13 @@ def test_segmentation_models(name, static, tmp_path):
     sizes = [(97, 131)] if static else SIZES
     found = differences(make_exportable(graph, not static), path, sizes)
     assert len(found) == 2 * len(sizes) and max(found.values()) < TOLERANCE
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 5), (7, 7), (13, 6)])
+@pytest.mark.parametrize('bins', [1, 2, 6, (3, 2)])
+def test_pooling_by_products_is_torchs(size, bins):
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(AdaptivePool(bins)(x), torch.nn.AdaptiveAvgPool2d(bins)(x))
 
 
 @pytest.mark.parametrize(
