@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +75,7 @@ class SegmentorGraph(nn.Module):
                     plain = nn.Upsample(None, child.scale_factor, child.mode, child.align_corners)
                     setattr(parent, name, plain)
                 elif isinstance(child, nn.AdaptiveAvgPool2d):
-                    setattr(parent, name, AdaptivePool(child.output_size))
+                    setattr(parent, name, AdaptivePool(cast(Any, child.output_size)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores of every class, (B, classes, H, W), of normalised images (B, 3, H, W)."""
