@@ -96,6 +96,17 @@ def test_commands_are_understood(
     pytest.fail(f'{page}: {command} ran without reading its options')
 
 
+def test_every_documented_tool_is_run_somewhere() -> None:
+    rows = re.findall(r'^\| (.*) \| (.*) \|$', (ROOT / 'docs' / 'commands.md').read_text(), re.M)
+    run_by = {tool: by for tools, by in rows for tool in re.findall(r'`(tools/[^`]+)`', tools)}
+    assert not {command.split()[1] for _, command in COMMANDS} - set(run_by)
+    for tool, by in run_by.items():
+        assert (ROOT / tool).exists()
+        tests = re.findall(r'`(tests/[^`]+)`', by)
+        assert tests or '2026' in by
+        assert all((ROOT / test).exists() for test in tests)
+
+
 def test_there_are_commands_to_check() -> None:
     assert len(COMMANDS) > 20
 
