@@ -27,7 +27,7 @@ from clustr_mm.engine.options import Parser
 NOTES: dict[str, list[float]] = {'training': [], 'testing': []}  # MiB after each step
 
 
-@HOOKS.register_module()
+@HOOKS.register_module(force=True)  # a tool may be loaded twice, by tests
 class ResidentMemoryHook(Hook):
     """Notes the resident memory after every step."""
 
