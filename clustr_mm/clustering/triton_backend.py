@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -59,7 +59,7 @@ def can_run_triton(x: Tensor, k: int = 1) -> str | None:
     Returns:
         The reason and, where there is one, the mend; None if they can.
     """
-    reason = _why_not_on(x.device)
+    reason = why_no_kernels(x.device)
     if reason is not None:
         return reason
     if x.dtype not in _DTYPES:
@@ -86,8 +86,15 @@ def warn_without_kernels(reason: str) -> None:
 
 
 @torch.compiler.assume_constant_result
-def _why_not_on(device: torch.device) -> str | None:
-    """The part of ``can_run_triton`` that depends on the installation and the device alone."""
+def why_no_kernels(device: torch.device) -> str | None:
+    """Says why no Triton kernel of this package can run on a device.
+
+    Args:
+        device: Where.
+
+    Returns:
+        The reason and, where there is one, the mend; None if they can.
+    """
     if not hasattr(torch.library, 'custom_op'):
         return f'torch {torch.__version__} has no torch.library.custom_op; use torch 2.4 or newer'
     try:
@@ -276,8 +283,15 @@ def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device."""
+def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Makes x's device the current one, on which Triton launches.
+
+    Args:
+        x: Any tensor.
+
+    Returns:
+        The context.
+    """
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
@@ -437,7 +451,7 @@ def assign(
 def _dpc_knn(x: Tensor, num_clusters: Sequence[int], k: int, precision: Precision) -> Tensor:
     """Implementation of ``clustr_mm::dpc_knn``: labels (S, B, N) int64."""
     total = x.shape[1]
-    with _on_device_of(x):
+    with on_device_of(x):
         tokens = prepare(x.contiguous(), precision)
         order = rank(tokens, density(tokens, k))
         counts = sorted(set(num_clusters) - {total})
@@ -469,7 +483,7 @@ def _merge(
     rows = 16 if num_clusters <= 16 else 32
     block_c = _channel_block(channels)
     blocks = -(-num_clusters // rows) * -(-channels // block_c)
-    with _on_device_of(x):
+    with on_device_of(x):
         merge_kernel[(batch * blocks,)](
             x.contiguous(),
             assignment.contiguous(),
@@ -512,7 +526,7 @@ def _merge_backward(
         grad, x, assignment, weight_logits, merged, shift, total
     )
     batch, tokens, channels = x.shape
-    with _on_device_of(x):
+    with on_device_of(x):
         merge_backward_kernel[(batch * -(-tokens // 32),)](
             grad.contiguous(),
             x.contiguous(),
@@ -563,36 +577,40 @@ def _gradients(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor, None, None, Te
     return grad_x, None, None, grad_logits
 
 
-def _register() -> None:
-    """Makes the implementations operators of torch.library."""
-    define = torch.library.custom_op
-    define(
-        'clustr_mm::dpc_knn',
+def define_operator(
+    signature: str, implementation: Callable[..., Any], fake: Callable[..., Any]
+) -> None:
+    """Defines an operator of torch.library, ``clustr_mm::...``, for every device.
+
+    Not by ``torch.library.custom_op``, whose wrapper takes the host twice as long.
+
+    Args:
+        signature: Name and schema, as in ``'f(Tensor x) -> Tensor'``.
+        implementation: Computes it; it neither changes nor returns its arguments.
+        fake: Makes outputs of the right shape and dtype.
+    """
+    name = f'clustr_mm::{signature[: signature.index("(")]}'
+    torch.library.define(name, signature[signature.index('(') :])
+    torch.library.impl(name, 'default', implementation)
+    torch.library.register_fake(name, fake)
+
+
+if hasattr(torch.library, 'custom_op'):  # from torch 2.4, as all that it takes
+    define_operator(
+        'dpc_knn(Tensor x, SymInt[] num_clusters, SymInt k, str precision) -> Tensor',
         _dpc_knn,
-        mutates_args=(),
-        schema='(Tensor x, SymInt[] num_clusters, SymInt k, str precision) -> Tensor',
-    ).register_fake(_dpc_knn_fake)
-    merge = define(
-        'clustr_mm::merge_tokens',
-        _merge,
-        mutates_args=(),
-        schema=(
-            '(Tensor x, Tensor assignment, SymInt num_clusters, Tensor weight_logits)'
-            ' -> (Tensor, Tensor, Tensor)'
-        ),
+        _dpc_knn_fake,
     )
-    merge.register_fake(_merge_fake)
-    merge.register_autograd(_gradients, setup_context=_remember)
-    define(
-        'clustr_mm::merge_tokens_backward',
+    define_operator(
+        'merge_tokens(Tensor x, Tensor assignment, SymInt num_clusters, Tensor weight_logits)'
+        ' -> (Tensor, Tensor, Tensor)',
+        _merge,
+        _merge_fake,
+    )
+    torch.library.register_autograd('clustr_mm::merge_tokens', _gradients, setup_context=_remember)
+    define_operator(
+        'merge_tokens_backward(Tensor grad, Tensor x, Tensor assignment, Tensor weight_logits, '
+        'Tensor merged, Tensor shift, Tensor total) -> (Tensor, Tensor)',
         _merge_backward,
-        mutates_args=(),
-        schema=(
-            '(Tensor grad, Tensor x, Tensor assignment, Tensor weight_logits, Tensor merged, '
-            'Tensor shift, Tensor total) -> (Tensor, Tensor)'
-        ),
-    ).register_fake(_merge_backward_fake)
-
-
-if hasattr(torch.library, 'custom_op'):  # from torch 2.4
-    _register()
+        _merge_backward_fake,
+    )

@@ -28,7 +28,7 @@ SAMPLE = tl.constexpr(64)  # tokens among which the origin is chosen
 
 
 @triton.jit
-def _image_and_block(blocks):
+def image_and_block(blocks):
     """Splits the program's number into image (int64: offsets pass 2^31) and block of the image."""
     program = tl.program_id(0)
     return (program // blocks).to(tl.int64), program % blocks
@@ -116,7 +116,7 @@ def prepare_kernel(
         BLOCK_C: Channels of a tile; divides C'.
     """
     WIDTH: tl.constexpr = 2 * PADDED_C if PRECISION == 'fp16x3' else PADDED_C
-    image, block = _image_and_block(padded // BLOCK_N)
+    image, block = image_and_block(padded // BLOCK_N)
     x += image * tokens * C
     keys += image * padded * WIDTH
 
@@ -214,7 +214,7 @@ def density_kernel(
         BLOCK_N: Columns of a tile; divides BLOCK_M.
         BLOCK_C: Channels of a tile; divides C'.
     """
-    image, block = _image_and_block(padded // BLOCK_M)
+    image, block = image_and_block(padded // BLOCK_M)
     keys += image * padded * WIDTH
     norm2 += image * padded
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -309,7 +309,7 @@ def score_kernel(
         BLOCK_C: Channels of a tile; divides C'.
     """
     blocks = padded // BLOCK_M
-    image, block = _image_and_block(blocks)
+    image, block = image_and_block(blocks)
     block = blocks - 1 - block
     keys += image * padded * WIDTH
     norm2 += image * padded
@@ -378,7 +378,7 @@ def assign_kernel(
         BLOCK_N: Columns of a tile.
         BLOCK_C: Channels of a tile; divides C'.
     """
-    image, block = _image_and_block(padded // BLOCK_M)
+    image, block = image_and_block(padded // BLOCK_M)
     keys += image * padded * WIDTH
     norm2 += image * padded
     order += image * padded
@@ -448,7 +448,7 @@ def merge_kernel(
         BLOCK_C: Channels of a program.
     """
     channel_blocks = tl.cdiv(C, BLOCK_C)
-    image, block = _image_and_block(tl.cdiv(clusters, BLOCK_M) * channel_blocks)
+    image, block = image_and_block(tl.cdiv(clusters, BLOCK_M) * channel_blocks)
     x += image * tokens * C
     labels += image * tokens
     logits += image * tokens
@@ -530,7 +530,7 @@ def merge_backward_kernel(
         BLOCK_N: Tokens of a program.
         BLOCK_C: Channels of a tile.
     """
-    image, block = _image_and_block(tl.cdiv(tokens, BLOCK_N))
+    image, block = image_and_block(tl.cdiv(tokens, BLOCK_N))
     x += image * tokens * C
     grad_x += image * tokens * C
     grad += image * clusters * C

@@ -25,6 +25,7 @@ from clustr_mm.models.cluster_attention import (
     FineScope,
     SelfAttention,
 )
+from clustr_mm.models.conv_gelu import can_run_conv_gelu, conv_gelu_triton
 
 # The published variants b1, b2 and b3. A reduction of 1 means ordinary self-attention.
 ARCHS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -113,9 +114,12 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """Maps tokens (B, H W, C) to (B, H W, C)."""
-        u = self.fc1(x).transpose(1, 2).unflatten(2, hw)  # (B, hidden, H, W), channels last
-        u = u + self.dwconv(u)
-        return self.fc2(F.gelu(u).flatten(2).transpose(1, 2))
+        u = self.fc1(x)  # (B, N, hidden)
+        if u.is_cuda and can_run_conv_gelu(u) is None:
+            bias = cast(Tensor, self.dwconv.bias)
+            return self.fc2(conv_gelu_triton(u, hw, self.dwconv.weight, bias))
+        u = u.transpose(1, 2).unflatten(2, hw)  # (B, hidden, H, W), channels last
+        return self.fc2(F.gelu(u + self.dwconv(u)).flatten(2).transpose(1, 2))
 
 
 class Block(nn.Module):
@@ -138,16 +142,25 @@ class Block(nn.Module):
         self.mlp = MLP(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def cluster(self, x: Tensor, hw: tuple[int, int]) -> Clusters | None:
-        """The clusters that the attention would find in tokens (B, N, C); None without any."""
-        if isinstance(self.attn, SelfAttention):
-            return None
-        with torch.no_grad():
-            return self.attn.cluster(self.norm1(x), hw)
+    def forward(
+        self,
+        x: Tensor,
+        hw: tuple[int, int],
+        clusters: Clusters | None,
+        normed: Tensor | None = None,
+    ) -> Tensor:
+        """Maps tokens (B, N, C) to (B, N, C).
 
-    def forward(self, x: Tensor, hw: tuple[int, int], clusters: Clusters | None) -> Tensor:
-        """Maps tokens (B, N, C) to (B, N, C) with the given clusters."""
-        y = self.norm1(x)
+        Args:
+            x: Tokens.
+            hw: Height and width of their map.
+            clusters: To attend to; None where the attention needs none.
+            normed: LN(x) where it is known already.
+
+        Returns:
+            Tokens.
+        """
+        y = self.norm1(x) if normed is None else normed
         y = self.attn(y) if clusters is None else self.attn(y, hw, clusters)
         x = x + self.drop_path(y)
         return x + self.drop_path(self.mlp(self.norm2(x), hw))
@@ -192,16 +205,21 @@ class Stage(nn.Module):
         """
         x, hw = self.patch_embed(x)  # (B, N, C)
         clusters: Clusters | None = None
-        for i, block in enumerate(self.blocks):
-            if i == 0 or (self.recluster_every and i % self.recluster_every == 0):
-                # Outside of the checkpoint: the backward pass need not find them again.
-                clusters = cast(Block, block).cluster(x, hw)
+        for i, each in enumerate(self.blocks):
+            block, normed = cast(Block, each), None
+            checkpointed = self.with_cp and x.requires_grad
+            anew = i == 0 or (self.recluster_every and i % self.recluster_every == 0)
+            if anew and not isinstance(block.attn, SelfAttention):
+                # Outside of the checkpoint: the backward pass need not find the clusters again.
+                with torch.set_grad_enabled(torch.is_grad_enabled() and not checkpointed):
+                    normed = block.norm1(x)
+                clusters = block.attn.cluster(normed, hw)
             if record is not None and clusters is not None:
                 record.append(clusters)
-            if self.with_cp and x.requires_grad:
+            if checkpointed:
                 x = cast(Tensor, checkpoint(block, x, hw, clusters, use_reentrant=False))
             else:
-                x = block(x, hw, clusters)
+                x = block(x, hw, clusters, normed)
         return self.norm(x).transpose(1, 2).unflatten(2, hw)  # channels last in memory
 
 

@@ -1,12 +1,7 @@
-"""The Triton backend: its kernels under the interpreter or on a GPU, and its compiler without one.
-
-Triton's interpreter is chosen by the environment when triton is first imported. So that the rest
-of the suite does not see it, ``triton_checks.py`` runs in a process of its own.
-"""
+"""The Triton backend: its kernels interpreted or on a GPU, and its compiler without one."""
 
 import functools
 import os
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,33 +11,21 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from triton_process import both_ways, run_checks
 
 from clustr_mm import ClusTR
 from clustr_mm.clustering import dpc_knn
 from clustr_mm.clustering import triton_backend as backend
+from clustr_mm.models import conv_gelu
 
 triton = pytest.importorskip('triton', minversion='3.3')
 if not hasattr(torch.library, 'custom_op'):
     pytest.skip('needs torch 2.4', allow_module_level=True)
 
 
-@pytest.mark.parametrize(
-    'interpreted',
-    [pytest.param('1', id='interpreter'), pytest.param('0', id='gpu', marks=pytest.mark.gpu)],
-)
+@both_ways
 def test_kernels(interpreted):
-    if interpreted == '0' and not torch.cuda.is_available():
-        pytest.skip('needs an NVIDIA GPU')
-    done = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'triton_checks.py'],
-        cwd=Path(__file__).parent,
-        env={**os.environ, 'TRITON_INTERPRET': interpreted},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    print(done.stdout[-20000:], done.stderr[-2000:])
-    assert done.returncode == 0
+    run_checks(Path(__file__).with_name('triton_checks.py'), interpreted)
 
 
 class DriverOfNoGpu:
@@ -76,17 +59,28 @@ class Compiled:
         assert compiled.metadata.shared <= backend._SHARED_MEMORY
 
 
+def replace_kernels(monkeypatch, stand_in) -> int:
+    """Puts something in every kernel's place; returns how many there are."""
+    from clustr_mm.clustering import triton_kernels
+    from clustr_mm.models import conv_gelu_kernels
+
+    kernels = [
+        (module, name, kernel)
+        for module in (triton_kernels, conv_gelu_kernels)
+        for name, kernel in vars(module).items()
+        if name.endswith('_kernel')
+    ]
+    for module, name, kernel in kernels:
+        monkeypatch.setattr(module, name, stand_in(kernel))
+    return len(kernels)
+
+
 @pytest.mark.skipif(os.environ.get('TRITON_INTERPRET') == '1', reason='interpreted, not compiled')
 @pytest.mark.parametrize('capability', [80, 90])
 def test_kernels_compile_for_a_gpu(capability, monkeypatch, tmp_path):
     # The interpreter takes much that the compiler does not.
-    from clustr_mm.clustering import triton_kernels
-
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
-    kernels = [name for name in vars(triton_kernels) if name.endswith('_kernel')]
-    assert len(kernels) == 6
-    for name in kernels:
-        monkeypatch.setattr(triton_kernels, name, Compiled(getattr(triton_kernels, name)))
+    assert replace_kernels(monkeypatch, Compiled) == 8
     x = torch.zeros(8, 4200, 64)
     labels, logits = torch.zeros(8, 4200, dtype=torch.int64), torch.zeros(8, 4200)
     driver = triton.runtime.driver
@@ -98,6 +92,10 @@ def test_kernels_compile_for_a_gpu(capability, monkeypatch, tmp_path):
         backend.assign(tokens, torch.zeros(8, 4224, dtype=torch.int64), [65, 260])
         merged = backend._merge(x, labels, 260, logits)
         backend._merge_backward(merged[0], x, labels, logits, *merged)
+        for u in (x, x.half()):
+            weight, bias = torch.zeros(64, 1, 3, 3), torch.zeros(64)
+            conv_gelu._conv_gelu(u, weight, bias, 60, 70)
+            conv_gelu._backward(u, u, weight, bias, 60, 70)
     finally:
         vars(driver).update(before)
 
@@ -171,21 +169,23 @@ def test_a_gpu_clusters_and_merges_with_the_kernels_and_the_host_never_waits(mod
     clusterings = names.count('clustr_mm.dpc_knn.default')
     assert clusterings >= 9  # tiny has so many blocks of cluster attention
     assert names.count('clustr_mm.merge_tokens.default') >= 9
+    assert names.count('clustr_mm.conv_gelu.default') == 10  # blocks
     assert not pretended_gpu.crossing
     assert not {'aten.cdist.default', 'aten.topk.default', 'aten.scatter_reduce.two'} & {*names}
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
 def test_between_the_kernels_the_host_never_waits(pretended_gpu, dtype, monkeypatch):
-    from clustr_mm.clustering import triton_kernels
-
     class Launched:
+        def __init__(self, kernel) -> None:
+            pass
+
         def __getitem__(self, grid):
             return lambda *args, **constants: None
 
-    for name in [name for name in vars(triton_kernels) if name.endswith('_kernel')]:
-        monkeypatch.setattr(triton_kernels, name, Launched())
-    monkeypatch.setattr(backend, '_on_device_of', lambda x: nullcontext())
+    replace_kernels(monkeypatch, Launched)
+    for module in (backend, conv_gelu):
+        monkeypatch.setattr(module, 'on_device_of', lambda x: nullcontext())
     monkeypatch.setattr(backend, '_limits', lambda device: (2**16, 128))
     x = torch.empty(2, 100, 20, device='cuda', dtype=dtype)
     labels = backend._dpc_knn(x, [6, 25, 100, 6], 5, 'fp16x3')
@@ -193,6 +193,10 @@ def test_between_the_kernels_the_host_never_waits(pretended_gpu, dtype, monkeypa
     merged = backend._merge(x, labels[0], 6, x[..., 0])
     grads = backend._merge_backward(merged[0], x, labels[0], x[..., 0], *merged)
     assert [g.dtype for g in grads] == [dtype, dtype]
+    weight, bias = torch.empty(20, 1, 3, 3, device='cuda'), torch.empty(20, device='cuda')
+    out = conv_gelu._conv_gelu(x, weight, bias, 10, 10)
+    grads = conv_gelu._backward(out, x, weight, bias, 10, 10)
+    assert [g.dtype for g in (out, *grads)] == [dtype, dtype, torch.float32, torch.float32]
     assert not pretended_gpu.crossing
 
 

@@ -10,6 +10,7 @@ import os
 import pytest
 import torch
 from helpers import assert_invariants, some_counts
+from triton_process import poisoned_memory
 
 from clustr_mm import ClusTR
 from clustr_mm.analysis.kernels import operands
@@ -24,12 +25,9 @@ gpu_only = pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory():
-    """Every new buffer is full of NaN or of the largest integer."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+def poisoned():
+    with poisoned_memory():
+        yield
 
 
 def tokens(batch: int, n: int, channels: int, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
@@ -231,6 +229,18 @@ def test_default_precision_agrees_with_float32():
         for x in (tokens(1, 200, 64, seed=seed) for seed in range(4))
     ]
     assert torch.cat(same).double().mean() > 0.995
+
+
+def test_half_precision_is_multiplied_where_it_is_asked_for():
+    x = tokens(1, 250, 1)
+    of_22_bits, of_11 = (backend.dpc_knn_triton(x, [62], 5, p)[0] for p in ('fp16x3', 'fp16'))
+    assert not torch.equal(of_22_bits, of_11), 'or this would show nothing'
+    assert torch.equal(dpc_knn(x, 62, backend='triton'), of_22_bits)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        assert torch.equal(dpc_knn(x, 62, backend='triton'), of_11)
+    half = x.half()
+    expected = backend.dpc_knn_triton(half, [62], 5, 'fp16')[0]
+    assert torch.equal(dpc_knn(half, 62, backend='triton'), expected)
 
 
 # --- the merge
