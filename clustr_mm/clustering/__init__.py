@@ -6,6 +6,7 @@ picks one. ``merge.py`` turns an assignment into cluster tokens; ``windows.py`` 
 of a map each by itself, ``padding.py`` sequences of several lengths.
 """
 
+from clustr_mm.clustering.autocast import autocast_dtype
 from clustr_mm.clustering.dpc_knn import BACKENDS, dpc_knn
 from clustr_mm.clustering.merge import merge_tokens
 from clustr_mm.clustering.native import can_run_native
@@ -18,6 +19,7 @@ __all__ = [
     'Padding',
     'WindowGroup',
     'Windows',
+    'autocast_dtype',
     'can_run_native',
     'can_run_triton',
     'dpc_knn',

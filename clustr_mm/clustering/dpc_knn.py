@@ -8,6 +8,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from clustr_mm.clustering.autocast import autocast_dtype, without_autocast
 from clustr_mm.clustering.native import can_run_native, dpc_knn_native
 from clustr_mm.clustering.reference import dpc_knn_reference
 from clustr_mm.clustering.tiled import dpc_knn_tiled
@@ -38,8 +39,10 @@ def dpc_knn(
 ) -> Tensor | tuple[Tensor, ...]:
     """Clusters the tokens of every image by density peaks (DPC-KNN), without gradient or noise.
 
-    The definition is in ``reference.py``. Half precision is computed in float32, or by ``'triton'``
-    as it is. One component that is not a number leaves the labels of its image without meaning.
+    The definition is in ``reference.py``. Half precision is computed in float32; ``'triton'`` alone
+    multiplies float16 where half precision is asked for, by such tokens or by autocast, and sums
+    and compares float32. One component that is not a number leaves the labels of its image without
+    meaning.
 
     Args:
         x: Tokens, (B, N, C), of a floating dtype.
@@ -49,8 +52,9 @@ def dpc_knn(
             there are fewer tokens.
         backend: ``'reference'`` (the definition, O(N^2) memory), ``'tiled'`` (exact, O(N) memory,
             any device), ``'native'`` (exact, O(N) memory, compiled, float32 on a CPU),
-            ``'triton'`` (exact on operands of 22 bits, O(N) memory, on a GPU), or None for
-            ``'triton'`` or ``'native'`` where they can run and ``'tiled'`` elsewhere.
+            ``'triton'`` (exact on operands of 22 bits, or of 11 where half precision is asked
+            for, O(N) memory, on a GPU), or None for ``'triton'`` or ``'native'`` where they can
+            run and ``'tiled'`` elsewhere.
             ``'traceable'`` (O(N^2) memory) is one graph without control flow, to be exported.
 
     Returns:
@@ -67,9 +71,8 @@ def dpc_knn(
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f'backend is {backend!r}; use None or one of {sorted(BACKENDS)}')
     k = min(k, x.shape[1])
-    # Autocast would round the distances to half precision. It does not know the meta device.
-    device_type = 'cpu' if x.is_meta else x.device.type
-    with torch.no_grad(), torch.autocast(device_type, enabled=False):
+    half = x.dtype in (torch.float16, torch.bfloat16) or autocast_dtype(x) is not None
+    with torch.no_grad(), without_autocast(x):  # it would round the distances
         x = x.detach()
         if backend == 'triton' and (reason := can_run_triton(x, k)):
             raise ValueError(f"backend 'triton' cannot run: {reason}")
@@ -80,11 +83,13 @@ def dpc_knn(
                 backend = 'triton'
             else:
                 warn_without_kernels(reason)
-        if backend != 'triton':  # its first kernel converts on the way
+        if backend == 'triton':  # its first kernel converts on the way
+            labels = dpc_knn_triton(x, counts, k, 'fp16' if half else 'fp16x3')
+        else:
             x = x.to(torch.promote_types(x.dtype, torch.float32))
-        if backend is None:
-            backend = 'native' if can_run_native(x) is None else 'tiled'
-        labels = BACKENDS[backend](x, counts, k)
+            if backend is None:
+                backend = 'native' if can_run_native(x) is None else 'tiled'
+            labels = BACKENDS[backend](x, counts, k)
     return tuple(labels) if isinstance(num_clusters, Sequence) else labels[0]
 
 

@@ -18,6 +18,7 @@ import math
 import torch
 from torch import Tensor
 
+from clustr_mm.clustering.autocast import without_autocast
 from clustr_mm.clustering.triton_backend import can_run_triton, merge_triton
 
 EPS = 1e-6
@@ -64,8 +65,7 @@ def merge_tokens(
         )
     if x.is_cuda and can_run_triton(x) is None:
         return merge_triton(x, assignment, num_clusters, weight_logits)
-    # Autocast would round the sums to half precision. It does not know the meta device.
-    with torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False):
+    with without_autocast(x):  # it would round the sums
         precise = torch.promote_types(x.dtype, torch.float32)
         logits = weight_logits.to(precise)
         # Clusters of different images become different rows of one flat array.

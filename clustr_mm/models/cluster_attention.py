@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from clustr_mm.clustering import (
     Padding,
     Windows,
+    autocast_dtype,
     dpc_knn,
     merge_tokens,
     padded_dpc_knn,
@@ -94,6 +95,7 @@ class SelfAttention(nn.Module):
         Returns:
             (B, N, C).
         """
+        x = _rounded(x)
         if mask is None:
             return self.proj(attend(self.q(x), self.kv(x), self.num_heads))
         x = x.masked_fill(~mask[..., None], 0)  # nothing of padding, not even inf, comes through
@@ -254,6 +256,7 @@ class ClusterAttention(nn.Module):
         if padding is not None:
             # Nothing of it comes through, not even inf, and no gradient goes there.
             x = x.masked_fill(~padding.mask[..., None], 0)
+        x = _rounded(x)
         q = self.q(x)  # (B, N, C)
         weight_logits = self.token_weight(x).squeeze(-1)  # (B, N)
         total: Tensor | None = None
@@ -285,6 +288,11 @@ class ClusterAttention(nn.Module):
             places.append(group.tokens.flatten())
         # Back from window order to map order.
         return torch.cat(outs, dim=1)[:, torch.cat(places).argsort()]
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """What autocast would make of tokens, once and not in every layer that takes them."""
+    return x.to(autocast_dtype(x) or x.dtype)
 
 
 def _check_heads(dim: int, num_heads: int) -> None:
