@@ -38,25 +38,52 @@ class Ceilings:
 
 
 @dataclass(frozen=True)
-class KernelTime:
-    """What a kernel took, and what it must do.
+class Work:
+    """What a kernel must do.
 
     Attributes:
-        name: K0 to K5, in words.
-        seconds: With the sorting that belongs to it.
-        operations: Of its matrix products.
+        operations: Of its matrix products; a multiply-add is two.
         bytes: That it must read and write in the device's memory.
     """
 
-    name: str
-    seconds: float
     operations: float
     bytes: float
 
-    def share(self, ceilings: Ceilings) -> float:
-        """The floor over the time."""
-        floor = max(self.operations / ceilings.operations, self.bytes / ceilings.bytes)
-        return floor / self.seconds
+    def floor(self, ceilings: Ceilings) -> float:
+        """The least seconds that it can take."""
+        return max(self.operations / ceilings.operations, self.bytes / ceilings.bytes)
+
+
+def kernel_work(
+    shape: tuple[int, int, int], element: int, counts: Sequence[int], precision: Precision
+) -> dict[str, Work]:
+    """What each kernel must do for some tokens.
+
+    Args:
+        shape: Of the tokens, (B, N, C).
+        element: Bytes of a value of theirs.
+        counts: Ascending cluster counts below N.
+        precision: Of the operands.
+
+    Returns:
+        The work, K0 to K5, of which K0 to K3 are the clustering (K2 with its sort), K4 the merge
+        to the last count, and K5 its backward pass.
+    """
+    batch, n, channels = shape
+    dtype, products = OPERANDS[precision]
+    width = (2 if precision == 'fp16x3' else 1) * channels
+    keys = batch * n * width * dtype.itemsize
+    values = batch * n * channels * element
+    tokens, clusters = batch * n, 4 * batch * counts[-1] * channels
+    row = 2 * batch * n * channels * products  # operations of a row of distances
+    return {
+        'K0 prepare': Work(0, 2 * values + keys),
+        'K1 density': Work(row * n, keys + 8 * tokens),
+        'K2 score': Work(row * n / 2, 3 * keys + 40 * tokens),
+        'K3 assign': Work(row * counts[-1], keys + 8 * len(counts) * tokens),
+        'K4 merge': Work(0, values + 12 * tokens + clusters),
+        'K5 merge backward': Work(0, 2 * values + 16 * tokens + 2 * clusters),
+    }
 
 
 def measure_ceilings(device: torch.device, side: int) -> Ceilings:
@@ -181,7 +208,9 @@ def _plain_merge(x: Tensor, labels: Tensor, clusters: int, logits: Tensor) -> Te
     return numerator / (total + EPS * (-largest).exp())[..., None]
 
 
-def time_kernels(x: Tensor, counts: Sequence[int], precision: Precision) -> Iterator[KernelTime]:
+def time_kernels(
+    x: Tensor, counts: Sequence[int], precision: Precision
+) -> Iterator[tuple[str, float, Work]]:
     """Times every kernel on the same tokens.
 
     Args:
@@ -190,58 +219,27 @@ def time_kernels(x: Tensor, counts: Sequence[int], precision: Precision) -> Iter
         precision: Of the operands.
 
     Yields:
-        The kernels' times, K0 to K5.
+        The kernels' names, K0 to K5, their seconds, and what they must do.
     """
-    batch, n, channels = x.shape
-    device = x.device
     tokens = backend.prepare(x, precision)
-    width = tokens.keys.shape[2]
-    key_bytes = tokens.keys.numel() * tokens.keys.element_size()
-    pair = 2 * batch * n * channels * OPERANDS[precision][1]  # operations of a row of distances
-    x_bytes = x.numel() * x.element_size()
     r = backend.density(tokens, K)
     order = backend.rank(tokens, r)
     labels = backend.assign(tokens, order, counts)[-1]
     logits = x[..., 0].float().contiguous()
     merged = backend._merge(x, labels, counts[-1], logits)
     grad = torch.randn_like(merged[0])
-    token_bytes = batch * n
-    cluster_bytes = merged[0].numel() * 4
-
-    def took(name: str, call: Callable[[], object], operations: float, moved: float) -> KernelTime:
-        return KernelTime(name, time_call(call, device, 0.3), operations, moved)
-
-    yield took('K0 prepare', partial(backend.prepare, x, precision), 0, 2 * x_bytes + key_bytes)
-    yield took(
-        f'K1 density ({width} wide)',
+    calls: tuple[Callable[[], object], ...] = (
+        partial(backend.prepare, x, precision),
         partial(backend.density, tokens, K),
-        pair * n,
-        key_bytes + 8 * token_bytes,
-    )
-    yield took(
-        'K2 score, with its sort',
         partial(backend.score, tokens, r),
-        pair * n / 2,
-        3 * key_bytes + 40 * token_bytes,
-    )
-    yield took(
-        'K3 assign',
         partial(backend.assign, tokens, order, counts),
-        pair * counts[-1],
-        key_bytes + 8 * len(counts) * token_bytes,
-    )
-    yield took(
-        'K4 merge',
         partial(backend._merge, x, labels, counts[-1], logits),
-        0,
-        x_bytes + 12 * token_bytes + cluster_bytes,
-    )
-    yield took(
-        'K5 merge backward',
         partial(backend._merge_backward, grad, x, labels, logits, *merged),
-        0,
-        2 * x_bytes + 16 * token_bytes + 2 * cluster_bytes,
     )
+    batch, n, channels = x.shape
+    works = kernel_work((batch, n, channels), x.element_size(), counts, precision)
+    for (name, work), call in zip(works.items(), calls, strict=True):
+        yield name, time_call(call, x.device, 0.3), work
 
 
 def sweep_tiles(

@@ -1,0 +1,39 @@
+"""The tool that counts what steps move: its table and its mistakes."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from clustr_mm.engine import UserError
+
+pytest.importorskip('triton', minversion='3.3')
+
+TOOL = runpy.run_path(
+    str(Path(__file__).resolve().parents[1] / 'tools' / 'analysis' / 'count_traffic.py')
+)
+
+
+@pytest.mark.parametrize('train', [[], ['--train']])
+def test_table(capsys, train):
+    models = ['clustr_t', 'clustr_t+recluster_every=0']
+    TOOL['main'](['--models', *models, '--batch', '2', '--shape', '64', '64', '--top', '3', *train])
+    lines = capsys.readouterr().out.splitlines()
+    exact, once = (line.split('|')[1:-1] for line in lines if '(clustr_mm)' in line)
+    assert exact[0].strip() == 'clustr_t (clustr_mm)'
+    assert float(once[6]) == float(once[7]) == 1, 'the baseline is the last'
+    assert int(exact[1].replace(',', '')) > int(once[1].replace(',', ''))
+    assert sum('aten.' in line or 'clustr_mm.' in line for line in lines) == 6
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--batch', '0'], 'at least 1'),
+        (['--models', 'clustr_x'], 'clustr_x'),
+        (['--modles', 'clustr_s'], 'unrecognized'),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message):
+    with pytest.raises(UserError, match=message):
+        TOOL['main'](arguments)

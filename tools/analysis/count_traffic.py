@@ -1,0 +1,95 @@
+"""Counts what a backbone's step must compute and move on a GPU; it needs none.
+
+    python tools/analysis/count_traffic.py [--models clustr_s pvtv2_b2] [--batch 64]
+        [--shape 224 224] [--train] [--top 12]
+
+Half precision, eager. Every operator reads its inputs from the device's memory and writes its
+outputs there; the floor is the least time that this and its matrix products take on an H200, summed
+over the operators. A GPU takes longer than the floor; what two models must do compares. --top lists
+the operators that cost most.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+
+from clustr_mm.analysis.peers import build_backbone
+from clustr_mm.analysis.tables import markdown_table
+from clustr_mm.analysis.traffic import H200, Step, count_step
+from clustr_mm.engine import UserError, run_tool
+from clustr_mm.engine.options import Parser
+
+HEADER = ['model', 'operators', 'TFLOP', 'GB', 'floor, ms', 'MiB', 'throughput', 'memory']
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        '--models', nargs='+', default=['clustr_s', 'swin_t', 'pvtv2_b2'],
+        help="as benchmark.py's; the last is what the others are compared with",
+    )  # fmt: skip
+    parser.add_argument('--batch', type=int, default=64)
+    parser.add_argument(
+        '--shape', nargs=2, type=int, default=[224, 224], metavar=('H', 'W'), help='224 224'
+    )
+    parser.add_argument('--train', action='store_true', help='a training step, not inference')
+    parser.add_argument('--top', type=int, default=0, metavar='N', help='operators to list (none)')
+    options = parser.parse_args(argv)
+    if min(options.batch, *options.shape) < 1:
+        raise UserError('--batch and --shape need numbers of at least 1')
+    return options
+
+
+def line(name: str, step: Step, baseline: Step) -> list[str]:
+    whole = step.whole
+    return [
+        name,
+        f'{whole.calls:,}',
+        f'{whole.operations / 1e12:.2f}',
+        f'{whole.bytes / 1e9:.1f}',
+        f'{1e3 * whole.seconds:.2f}',
+        f'{step.peak_bytes / 2**20:,.0f}',
+        f'{baseline.whole.seconds / whole.seconds:.2f}',
+        f'{step.peak_bytes / baseline.peak_bytes:.2f}',
+    ]
+
+
+def dearest(step: Step, top: int) -> list[list[str]]:
+    """The operators with the highest floors."""
+    shares = sorted(step.shares.items(), key=lambda item: -item[1].seconds)[:top]
+    return [
+        [
+            name,
+            f'{share.calls:,}',
+            f'{share.operations / 1e12:.2f}',
+            f'{share.bytes / 1e9:.1f}',
+            f'{1e3 * share.seconds:.2f}',
+        ]
+        for name, share in shares
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse_args(argv)
+    warnings.filterwarnings('ignore')
+    shape = tuple(options.shape)
+    steps, libraries = {}, {}
+    for name in options.models:
+        model, libraries[name] = build_backbone(name, shape)
+        steps[name] = count_step(model, (options.batch, *shape), options.train)
+    baseline = steps[options.models[-1]]
+    print(
+        f'{"training step" if options.train else "inference"}, batch {options.batch}, '
+        f'{shape[0]} x {shape[1]}, half precision, eager; at {H200.operations / 1e12:.0f} TFLOP/s '
+        f'and {H200.bytes / 1e12:.1f} TB/s (H200)\n'
+    )
+    rows = [line(f'{name} ({libraries[name]})', step, baseline) for name, step in steps.items()]
+    print(markdown_table([HEADER, *rows]))
+    for name, step in steps.items() if options.top else ():
+        print(f'\n{name}\n')
+        print(markdown_table([HEADER[:5], *dearest(step, options.top)]))
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))
