@@ -7,20 +7,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
 import torch
 
-from clustr_mm.analysis.growth import (
-    TOKENS,
-    TOKENS_AT_800_1333,
-    exponents,
-    measure_growth,
-    plot_growth,
-)
+from clustr_mm.analysis.gpu_sizes import Reading, Sizes
+from clustr_mm.analysis.growth import exponents, measure_growth, plot_growth
 from clustr_mm.analysis.kernels import (
     K,
     agreement,
@@ -32,6 +28,7 @@ from clustr_mm.analysis.kernels import (
     time_kernels,
 )
 from clustr_mm.analysis.measure import measure
+from clustr_mm.analysis.mlp import conv_gelu_errors, time_conv_gelu
 from clustr_mm.analysis.peers import build_backbone
 from clustr_mm.analysis.roofline import cluster_counts, product_of, time_call, why_not_backend
 from clustr_mm.analysis.speed import Step, Timing, backbone_step, compare, model_step
@@ -42,115 +39,6 @@ from clustr_mm.clustering.triton_backend import Precision
 
 PRECISIONS: tuple[Precision, ...] = ('fp16x3', 'fp16', 'tf32', 'ieee')
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A figure.
-
-    Attributes:
-        part: The part that read it.
-        subject: Of what.
-        quantity: What, with its unit.
-        value: The figure; None where there is none.
-        note: Why there is none, or what there is to know.
-    """
-
-    part: str
-    subject: str
-    quantity: str
-    value: float | None
-    note: str = ''
-
-    def row(self) -> dict[str, object]:
-        """The figure as a line of a table."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How large everything is.
-
-    Attributes:
-        tokens: Of the clustering by itself: 800 x 1333 at stage 1.
-        channels: Of these tokens.
-        checked: (B, N, C) of the tokens whose labels are compared with the definition's.
-        repeats: Runs whose results must be equal.
-        ceiling: Side of the matrices that tell what the device does at most.
-        model: The ClusTR.
-        baseline: What it is compared with.
-        peers: Further backbones.
-        batch: Images of 224 x 224.
-        side: 224.
-        alone: Batch, height and width of the training steps of backbones by themselves.
-        upernet: Batch, height and width.
-        mask_rcnn: Batch, height and width.
-        overrides: Of Mask R-CNN's config.
-        rounds: Of interleaved timing.
-        dtype: Half precision.
-        compile_mode: See ``backbone_step``.
-        growth: Numbers of tokens.
-        tiles: Rows, columns and warps to try.
-    """
-
-    tokens: int = TOKENS_AT_800_1333
-    channels: int = 64
-    checked: tuple[tuple[int, int, int], ...] = (
-        (1, 3136, 64),
-        (3, 777, 63),
-        (8, 784, 128),
-        (16, 196, 256),
-        (1, 1041, 320),
-    )
-    repeats: int = 20
-    ceiling: int = 8192
-    model: str = 'clustr_s'
-    baseline: str = 'pvtv2_b2'
-    peers: tuple[str, ...] = ('swin_t',)
-    batch: int = 64
-    side: int = 224
-    alone: tuple[tuple[int, int, int], ...] = ((8, 512, 512), (2, 800, 1344))
-    upernet: tuple[int, int, int] = (8, 512, 512)
-    mask_rcnn: tuple[int, int, int] = (2, 800, 1333)
-    overrides: tuple[tuple[str, int], ...] = ()
-    rounds: int = 5
-    dtype: torch.dtype = torch.float16
-    compile_mode: str = 'default'
-    growth: tuple[int, ...] = TOKENS
-    tiles: tuple[tuple[int, int, int], ...] = (
-        (128, 64, 8),
-        (128, 32, 8),
-        (128, 128, 8),
-        (64, 64, 4),
-        (64, 32, 4),
-    )
-
-
-FULL = Sizes()
-TINY = Sizes(
-    tokens=60,
-    channels=16,
-    checked=((2, 33, 7),),
-    repeats=1,
-    ceiling=64,
-    model='clustr_t',
-    baseline='resnet50',
-    peers=(),
-    batch=2,
-    side=32,
-    alone=((1, 64, 32),),
-    upernet=(2, 64, 64),
-    mask_rcnn=(1, 64, 64),
-    overrides=(
-        ('model.train_cfg.rcnn.sampler.num', 4),
-        ('model.train_cfg.rpn_proposal.max_per_img', 8),
-    ),
-    rounds=1,
-    dtype=torch.bfloat16,
-    compile_mode='aot_eager',
-    growth=(200, 400),
-    tiles=((64, 32, 4),),
-)
 
 
 def correctness(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Reading]:
@@ -171,6 +59,11 @@ def correctness(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Re
             of_values, of_logits = merge_errors(x, max(1, n // 4))
             yield reading(subject, "merge's error / plain PyTorch's", of_values)
             yield reading(subject, "logits' gradient's error / plain PyTorch's", of_logits)
+    for shape in sizes.mlp:
+        for dtype in DTYPES:
+            worst = max(conv_gelu_errors(shape, dtype, device))
+            subject = ' x '.join(map(str, shape)) + f', {_name(dtype)}'
+            yield reading(subject, "MLP's error / plain PyTorch's", worst)
     different = 0
     for seed in range(sizes.repeats):
         torch.manual_seed(seed % 4)
@@ -215,6 +108,43 @@ def clustering(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Rea
             yield reading(f'{name}, {precision}', 'ms', 1e3 * seconds)
             yield reading(f'{name}, {precision}', 'share of the floor', share)
     yield from _others(x, counts, reading)
+
+
+def mlp(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Reading]:
+    """GELU(u + DWConv(u)) by itself: the kernels beside plain PyTorch."""
+    for shape in sizes.mlp:
+        times = time_conv_gelu(shape, sizes.dtype, device)
+        for form, seconds in times.items():
+            subject = f'{form}, ' + ' x '.join(map(str, shape))
+            yield Reading('mlp', subject, 'ms, forward', 1e3 * seconds[0])
+            yield Reading('mlp', subject, 'ms, forward and backward', 1e3 * seconds[1])
+        for what, ours, theirs in zip(('forward', 'both'), *times.values(), strict=True):
+            subject = ' x '.join(map(str, shape))
+            yield Reading('mlp', subject, f'{what}: time / plain PyTorch', ours / theirs)
+
+
+def profile(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Reading]:
+    """Where the training step's time goes: the kernels that take most of it."""
+    activity = torch.profiler.ProfilerActivity
+    on_gpu = device.type == 'cuda'
+    for name in (sizes.model, sizes.baseline):
+        model, _ = build_backbone(name, (sizes.side, sizes.side))
+        images = torch.randn(sizes.batch, 3, sizes.side, sizes.side, device=device)
+        step = backbone_step(model, images, True, sizes.dtype)
+        for _ in range(2):
+            step.run()
+        activities = [activity.CPU, activity.CUDA] if on_gpu else [activity.CPU]
+        with torch.profiler.profile(activities=activities) as profiler:
+            step.run()
+            if on_gpu:
+                torch.cuda.synchronize(device)
+        events = profiler.key_averages()
+        time_of = attrgetter('self_device_time_total' if on_gpu else 'self_cpu_time_total')
+        where = f'{name}, training, {sizes.side}x{sizes.side}, batch {sizes.batch}'
+        yield Reading('profile', where, 'ms in all', sum(map(time_of, events)) / 1e3)
+        for event in sorted(events, key=time_of, reverse=True)[: sizes.kernels]:
+            note = f'{event.count} calls'
+            yield Reading('profile', f'{where}: {event.key}', 'ms', time_of(event) / 1e3, note)
 
 
 def _others(
@@ -363,9 +293,11 @@ def tiles(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Reading]
 PARTS: dict[str, Callable[[torch.device, Sizes, Path], Iterator[Reading]]] = {
     'correctness': correctness,
     'clustering': clustering,
+    'mlp': mlp,
     'eager': eager,
     'models': models,
     'compiled': compiled,
     'growth': growth,
     'tiles': tiles,
+    'profile': profile,
 }

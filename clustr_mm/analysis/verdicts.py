@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from clustr_mm.analysis.gpu_parts import Reading, Sizes
+from clustr_mm.analysis.gpu_sizes import Reading, Sizes
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ def criteria(sizes: Sizes) -> list[Criterion]:
         ('tokens with the centre of the definition on rounded operands', 0.999, True),
         ("merge's error / plain PyTorch's", 2.0, False),
         ("logits' gradient's error / plain PyTorch's", 2.0, False),
+        ("MLP's error / plain PyTorch's", 2.0, False),
         ('repeats with other labels', 0.0, False),
     ):
         lines.append(

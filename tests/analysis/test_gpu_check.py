@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clustr_mm.analysis.gpu_parts import FULL, PARTS, TINY, Reading
+from clustr_mm.analysis.gpu_parts import PARTS
+from clustr_mm.analysis.gpu_sizes import FULL, TINY, Reading
 from clustr_mm.analysis.verdicts import criteria, judge, summary
 from clustr_mm.engine import UserError
 
@@ -66,8 +67,9 @@ for name in ('mmcv', 'mmdet', 'mmseg', 'mmpose', 'mmpretrain', 'timm'):
     sys.modules[name] = None
 import torch
 from pathlib import Path
-from clustr_mm.analysis.gpu_parts import PARTS, TINY
-for part in ('correctness', 'models', 'tiles', 'growth'):
+from clustr_mm.analysis.gpu_parts import PARTS
+from clustr_mm.analysis.gpu_sizes import TINY
+for part in ('correctness', 'mlp', 'models', 'tiles', 'growth'):
     for reading in PARTS[part](torch.device('cpu'), TINY, Path(sys.argv[1])):
         print('reading', json.dumps(reading.row()))
 try:

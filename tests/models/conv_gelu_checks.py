@@ -9,9 +9,10 @@ import os
 
 import pytest
 import torch
-import torch.nn.functional as F
 from triton_process import poisoned_memory
 
+from clustr_mm.analysis import mlp
+from clustr_mm.analysis.mlp import plain_conv_gelu as plain
 from clustr_mm.models.conv_gelu import conv_gelu_triton
 
 DEVICE = 'cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda'
@@ -35,18 +36,9 @@ def make_case(batch, height, width, channels, dtype=torch.float32, seed=0):
     return u, (height, width), weight.to(DEVICE), bias.to(DEVICE), grad
 
 
-def plain(u, hw, weight, bias):
-    u = u.transpose(1, 2).unflatten(2, hw)
-    v = u + F.conv2d(u, weight.to(u.dtype), bias.to(u.dtype), padding=1, groups=len(weight))
-    return F.gelu(v).flatten(2).transpose(1, 2)
-
-
 def with_gradients(function, case, dtype=None):
-    u, hw, weight, bias, grad = case
-    inputs = [t.detach().to(dtype or t.dtype).requires_grad_() for t in (u, weight, bias)]
-    out = function(inputs[0], hw, *inputs[1:])
-    out.backward(grad.to(out.dtype))
-    return [out.detach(), *(t.grad for t in inputs)]
+    u, hw, *others = case
+    return mlp.with_gradients(function, hw, (u, *others), dtype)
 
 
 @pytest.mark.parametrize(
