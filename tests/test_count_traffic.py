@@ -26,10 +26,20 @@ def test_table(capsys, train):
     assert sum('aten.' in line or 'clustr_mm.' in line for line in lines) == 6
 
 
+def test_the_clusterings_kernels(capsys):
+    TOOL['main'](['--clustering', '20000', '64'])
+    rows = [line.split('|')[1:-1] for line in capsys.readouterr().out.splitlines()]
+    density = {row[0].strip(): row for row in rows if len(row) > 1 and 'K1' in row[1]}
+    operations = {precision: float(row[2]) for precision, row in density.items()}
+    assert operations['fp16x3'] == pytest.approx(3 * operations['fp16'], abs=2e-3)
+    assert operations['fp16'] == pytest.approx(2 * 20_000**2 * 64 / 1e12, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
         (['--batch', '0'], 'at least 1'),
+        (['--clustering', '0', '64'], 'at least 1'),
         (['--models', 'clustr_x'], 'clustr_x'),
         (['--modles', 'clustr_s'], 'unrecognized'),
     ],

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from clustr_mm.models.add_norm import add_norm_triton, can_run_add_norm
 from clustr_mm.models.checkpoint import load_pretrained
 from clustr_mm.models.cluster_attention import (
     ClusterAttention,
@@ -66,11 +67,15 @@ class DropPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scales the images that stay so that the expectation does not change."""
+        scale = self.draw(x)
+        return x if scale is None else x * scale
+
+    def draw(self, x: Tensor) -> Tensor | None:
+        """Draws a factor for every image of (B, ...), (B, 1, ...); None for 1."""
         if self.rate == 0 or not self.training:
-            return x
+            return None
         keep = 1 - self.rate
-        mask = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep)
-        return x * (mask / keep)
+        return x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep) / keep
 
     def extra_repr(self) -> str:
         """The rate."""
@@ -162,8 +167,12 @@ class Block(nn.Module):
         """
         y = self.norm1(x) if normed is None else normed
         y = self.attn(y) if clusters is None else self.attn(y, hw, clusters)
-        x = x + self.drop_path(y)
-        return x + self.drop_path(self.mlp(self.norm2(x), hw))
+        if x.is_cuda and can_run_add_norm(x, y) is None:
+            x, y = add_norm_triton(x, y, self.drop_path.draw(y), self.norm2)
+        else:
+            x = x + self.drop_path(y)
+            y = self.norm2(x)
+        return x + self.drop_path(self.mlp(y, hw))
 
 
 class Stage(nn.Module):

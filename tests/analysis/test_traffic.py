@@ -67,7 +67,7 @@ def test_clustr_runs_as_on_a_gpu(train):
     blocks = sum(NARROW['depths'])
     step = count_step(ClusTR(arch=NARROW), (2, 64, 96), train)
     calls = {name: share.calls for name, share in step.shares.items()}
-    assert calls['clustr_mm.conv_gelu'] == blocks
+    assert calls['clustr_mm.conv_gelu'] == calls['clustr_mm.add_norm'] == blocks
     # Clusters are of the first three stages; the third has a fine scale of all tokens.
     assert calls['clustr_mm.dpc_knn'] == 6
     assert 6 <= calls['clustr_mm.merge_tokens'] <= 12

@@ -16,7 +16,7 @@ from triton_process import both_ways, run_checks
 from clustr_mm import ClusTR
 from clustr_mm.clustering import dpc_knn
 from clustr_mm.clustering import triton_backend as backend
-from clustr_mm.models import conv_gelu
+from clustr_mm.models import add_norm, conv_gelu
 
 triton = pytest.importorskip('triton', minversion='3.3')
 if not hasattr(torch.library, 'custom_op'):
@@ -62,11 +62,11 @@ class Compiled:
 def replace_kernels(monkeypatch, stand_in) -> int:
     """Puts something in every kernel's place; returns how many there are."""
     from clustr_mm.clustering import triton_kernels
-    from clustr_mm.models import conv_gelu_kernels
+    from clustr_mm.models import add_norm_kernels, conv_gelu_kernels
 
     kernels = [
         (module, name, kernel)
-        for module in (triton_kernels, conv_gelu_kernels)
+        for module in (triton_kernels, conv_gelu_kernels, add_norm_kernels)
         for name, kernel in vars(module).items()
         if name.endswith('_kernel')
     ]
@@ -80,7 +80,7 @@ def replace_kernels(monkeypatch, stand_in) -> int:
 def test_kernels_compile_for_a_gpu(capability, monkeypatch, tmp_path):
     # The interpreter takes much that the compiler does not.
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
-    assert replace_kernels(monkeypatch, Compiled) == 8
+    assert replace_kernels(monkeypatch, Compiled) == 10
     x = torch.zeros(8, 4200, 64)
     labels, logits = torch.zeros(8, 4200, dtype=torch.int64), torch.zeros(8, 4200)
     driver = triton.runtime.driver
@@ -96,6 +96,9 @@ def test_kernels_compile_for_a_gpu(capability, monkeypatch, tmp_path):
             weight, bias = torch.zeros(64, 1, 3, 3), torch.zeros(64)
             conv_gelu._conv_gelu(u, weight, bias, 60, 70)
             conv_gelu._backward(u, u, weight, bias, 60, 70)
+            for scale in (None, torch.zeros(8, 1, 1)):
+                add_norm._add_norm(x, u, scale, bias, bias, 1e-6, u.dtype)
+                add_norm._backward(x, u, x, scale, bias, 1e-6, x.dtype, u.dtype)
     finally:
         vars(driver).update(before)
 
@@ -169,7 +172,8 @@ def test_a_gpu_clusters_and_merges_with_the_kernels_and_the_host_never_waits(mod
     clusterings = names.count('clustr_mm.dpc_knn.default')
     assert clusterings >= 9  # tiny has so many blocks of cluster attention
     assert names.count('clustr_mm.merge_tokens.default') >= 9
-    assert names.count('clustr_mm.conv_gelu.default') == 10  # blocks
+    for kernel in ('conv_gelu', 'add_norm'):
+        assert names.count(f'clustr_mm.{kernel}.default') == 10  # blocks
     assert not pretended_gpu.crossing
     assert not {'aten.cdist.default', 'aten.topk.default', 'aten.scatter_reduce.two'} & {*names}
 
@@ -184,7 +188,7 @@ def test_between_the_kernels_the_host_never_waits(pretended_gpu, dtype, monkeypa
             return lambda *args, **constants: None
 
     replace_kernels(monkeypatch, Launched)
-    for module in (backend, conv_gelu):
+    for module in (backend, conv_gelu, add_norm):
         monkeypatch.setattr(module, 'on_device_of', lambda x: nullcontext())
     monkeypatch.setattr(backend, '_limits', lambda device: (2**16, 128))
     x = torch.empty(2, 100, 20, device='cuda', dtype=dtype)
@@ -197,6 +201,10 @@ def test_between_the_kernels_the_host_never_waits(pretended_gpu, dtype, monkeypa
     out = conv_gelu._conv_gelu(x, weight, bias, 10, 10)
     grads = conv_gelu._backward(out, x, weight, bias, 10, 10)
     assert [g.dtype for g in (out, *grads)] == [dtype, dtype, torch.float32, torch.float32]
+    scale = torch.empty(2, 1, 1, device='cuda')
+    out = add_norm._add_norm(x, x, scale, bias, bias, 1e-6, torch.float16)
+    grads = add_norm._backward(*out, x, scale, bias, 1e-6, torch.float32, dtype)
+    assert [t.dtype for t in (*out, *grads[:2])] == [dtype, torch.float16, torch.float32, dtype]
     assert not pretended_gpu.crossing
 
 

@@ -1,0 +1,209 @@
+"""x + s y and its LayerNorm on a GPU: the residual sum in the middle of a block, in one pass.
+
+In plain PyTorch under autocast the drop path's product, the sum, the norm and the rounding of its
+result are four operators, each of which reads and writes all tokens, half of them in float32; the
+backward pass has five. The kernels (``add_norm_kernels.py``) read and write everything once:
+
+    forward    x, y -> t = x + s y,  LN(t) rounded as the next layer wants it
+    backward   the gradients at t and at LN(t), t -> those of x, y, weight and bias
+
+Statistics and sums are float32, and nothing is kept but t. No atomics: equal input gives equal
+output. torch.compile and torch.export see ``clustr_mm::add_norm`` as a whole operator. Triton is
+imported when it first runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clustr_mm.clustering import autocast_dtype
+from clustr_mm.clustering.triton_backend import define_operator, on_device_of, why_no_kernels
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_MAX_CHANNELS = 4096  # of which a program holds whole tokens
+_VALUES, _WARPS = 4096, 8  # of a tile: 16 a thread
+_TILES = 8  # of a program of the backward pass, which sums the weights' gradient over them
+
+
+def can_run_add_norm(x: Tensor, y: Tensor) -> str | None:
+    """Says why the kernels cannot take these tokens.
+
+    Args:
+        x: Tokens, (B, N, C).
+        y: What is added, (B, N, C).
+
+    Returns:
+        The reason and, where there is one, the mend; None if they can.
+    """
+    reason = why_no_kernels(x.device)
+    if reason is not None:
+        return reason
+    if x.dtype not in _DTYPES or y.dtype not in _DTYPES:
+        return f'x and y are {x.dtype} and {y.dtype}; the kernels take float32, float16, bfloat16'
+    if x.shape[2] > _MAX_CHANNELS:
+        return f'x has {x.shape[2]} channels; the kernels take up to {_MAX_CHANNELS}'
+    return None
+
+
+def add_norm_triton(
+    x: Tensor, y: Tensor, scale: Tensor | None, norm: nn.LayerNorm
+) -> tuple[Tensor, Tensor]:
+    """A residual sum and its LayerNorm.
+
+    Args:
+        x: Tokens, (B, N, C), float32, float16 or bfloat16.
+        y: What is added to them, (B, N, C).
+        scale: Of every image's y, (B, 1, 1); None for 1.
+        norm: The norm, of C channels with weight and bias.
+
+    Returns:
+        t = x + scale y in the wider of the two dtypes, and LN(t) in the dtype that autocast asks
+        for (t's where it is off); both (B, N, C). They can be differentiated once.
+    """
+    total_dtype = torch.promote_types(x.dtype, y.dtype)
+    dtype = autocast_dtype(x) or total_dtype
+    return torch.ops.clustr_mm.add_norm(x, y, scale, norm.weight, norm.bias, norm.eps, dtype)
+
+
+def _add_norm(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Implementation of ``clustr_mm::add_norm``."""
+    from clustr_mm.models.add_norm_kernels import add_norm_kernel
+
+    total, normed = _add_norm_fake(x, y, scale, weight, bias, eps, dtype)
+    batch, tokens, channels = x.shape
+    rows, block_c = _tile(channels)
+    with on_device_of(x):
+        add_norm_kernel[(-(-batch * tokens // rows),)](
+            x.contiguous(),
+            y.contiguous(),
+            scale,
+            weight,
+            bias,
+            total,
+            normed,
+            batch * tokens,
+            tokens,
+            eps,
+            C=channels,
+            BLOCK_N=rows,
+            BLOCK_C=block_c,
+            num_warps=_WARPS,
+        )
+    return total, normed
+
+
+def _add_norm_fake(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, y.dtype))
+    return total, x.new_empty(x.shape, dtype=dtype)
+
+
+def _tile(channels: int) -> tuple[int, int]:
+    """Tokens of a tile, and the power of two that holds their channels."""
+    block_c = max(16, 1 << (channels - 1).bit_length())
+    return max(1, _VALUES // block_c), block_c
+
+
+def _backward(
+    grad_total: Tensor,
+    grad_normed: Tensor,
+    total: Tensor,
+    scale: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    x_dtype: torch.dtype,
+    y_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Implementation of ``clustr_mm::add_norm_backward``."""
+    from clustr_mm.models.add_norm_kernels import add_norm_backward_kernel
+
+    batch, tokens, channels = total.shape
+    rows, block_c = _tile(channels)
+    programs = -(-batch * tokens // (_TILES * rows))
+    grad_x, grad_y = (total.new_empty(total.shape, dtype=t) for t in (x_dtype, y_dtype))
+    parts = total.new_empty(programs, 2, channels, dtype=torch.float32)
+    with on_device_of(total):
+        add_norm_backward_kernel[(programs,)](
+            grad_total.contiguous(),
+            grad_normed.contiguous(),
+            total,
+            scale,
+            weight,
+            grad_x,
+            grad_y,
+            parts,
+            batch * tokens,
+            tokens,
+            eps,
+            C=channels,
+            TILES=_TILES,
+            BLOCK_N=rows,
+            BLOCK_C=block_c,
+            num_warps=_WARPS,
+        )
+    of_weight, of_bias = parts.sum(0).unbind()
+    return grad_x, grad_y, of_weight.to(weight.dtype), of_bias.to(weight.dtype, copy=True)
+
+
+def _backward_fake(
+    grad_total: Tensor,
+    grad_normed: Tensor,
+    total: Tensor,
+    scale: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    x_dtype: torch.dtype,
+    y_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_x, grad_y = (total.new_empty(total.shape, dtype=t) for t in (x_dtype, y_dtype))
+    return grad_x, grad_y, torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, y, scale, weight, _, eps, _ = inputs
+    ctx.save_for_backward(output[0], scale, weight)
+    ctx.constants = eps, x.dtype, y.dtype
+
+
+def _gradients(
+    ctx: Any, grad_total: Tensor, grad_normed: Tensor
+) -> tuple[Tensor, Tensor, None, Tensor, Tensor, None, None]:
+    grad_x, grad_y, grad_weight, grad_bias = torch.ops.clustr_mm.add_norm_backward(
+        grad_total, grad_normed, *ctx.saved_tensors, *ctx.constants
+    )
+    return grad_x, grad_y, None, grad_weight, grad_bias, None, None
+
+
+if hasattr(torch.library, 'custom_op'):  # from torch 2.4
+    define_operator(
+        'add_norm(Tensor x, Tensor y, Tensor? scale, Tensor weight, Tensor bias, float eps, '
+        'ScalarType dtype) -> (Tensor, Tensor)',
+        _add_norm,
+        _add_norm_fake,
+    )
+    torch.library.register_autograd('clustr_mm::add_norm', _gradients, setup_context=_remember)
+    define_operator(
+        'add_norm_backward(Tensor grad_total, Tensor grad_normed, Tensor total, Tensor? scale, '
+        'Tensor weight, float eps, ScalarType x_dtype, ScalarType y_dtype)'
+        ' -> (Tensor, Tensor, Tensor, Tensor)',
+        _backward,
+        _backward_fake,
+    )
