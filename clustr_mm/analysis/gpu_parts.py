@@ -15,6 +15,11 @@ from pathlib import Path
 
 import torch
 
+from clustr_mm.analysis.block_kernels import (
+    add_norm_errors,
+    conv_gelu_errors,
+    time_conv_gelu,
+)
 from clustr_mm.analysis.gpu_sizes import Reading, Sizes
 from clustr_mm.analysis.growth import exponents, measure_growth, plot_growth
 from clustr_mm.analysis.kernels import (
@@ -28,7 +33,6 @@ from clustr_mm.analysis.kernels import (
     time_kernels,
 )
 from clustr_mm.analysis.measure import measure
-from clustr_mm.analysis.mlp import conv_gelu_errors, time_conv_gelu
 from clustr_mm.analysis.peers import build_backbone
 from clustr_mm.analysis.roofline import cluster_counts, product_of, time_call, why_not_backend
 from clustr_mm.analysis.speed import Step, Timing, backbone_step, compare, model_step
@@ -61,9 +65,12 @@ def correctness(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Re
             yield reading(subject, "logits' gradient's error / plain PyTorch's", of_logits)
     for shape in sizes.mlp:
         for dtype in DTYPES:
-            worst = max(conv_gelu_errors(shape, dtype, device))
+            batch, height, width, channels = shape
             subject = ' x '.join(map(str, shape)) + f', {_name(dtype)}'
-            yield reading(subject, "MLP's error / plain PyTorch's", worst)
+            of_mlp = conv_gelu_errors(shape, dtype, device)
+            yield reading(subject, "MLP's error / plain PyTorch's", max(of_mlp))
+            of_sum = add_norm_errors((batch, height * width, channels // 8), dtype, device)
+            yield reading(subject, "residual sum's error / plain PyTorch's", max(of_sum))
     different = 0
     for seed in range(sizes.repeats):
         torch.manual_seed(seed % 4)

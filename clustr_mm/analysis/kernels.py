@@ -188,13 +188,25 @@ def merge_errors(x: Tensor, clusters: int) -> tuple[float, float]:
         a, b = (t.detach().to(dtype).requires_grad_() for t in (x, logits))
         merged = merge(a, labels, clusters, b)
         merged.square().sum().backward()
-        outcomes.append([t.detach().double() for t in (merged, a.grad, b.grad) if t is not None])
-    ratios = []
-    for exact, found, plain in zip(*outcomes, strict=True):
-        errors = [torch.linalg.vector_norm(t - exact) for t in (found, plain)]
-        allowance = torch.finfo(x.dtype).eps / 4 * torch.linalg.vector_norm(exact)
-        ratios.append((errors[0] / (errors[1] + allowance)).item())
+        outcomes.append([t.detach() for t in (merged, a.grad, b.grad) if t is not None])
+    ratios = [error_ratio(b, c, a) for a, b, c in zip(*outcomes, strict=True)]
     return max(ratios[:2]), ratios[2]
+
+
+def error_ratio(found: Tensor, plain: Tensor, exact: Tensor) -> float:
+    """A kernel's error as a multiple of plain PyTorch's.
+
+    Args:
+        found: Of the kernel.
+        plain: Of plain PyTorch at the same precision.
+        exact: In float64.
+
+    Returns:
+        The ratio, over plain PyTorch's error and a quarter of its dtype's eps.
+    """
+    error, allowed = (torch.linalg.vector_norm(t.double() - exact) for t in (found, plain))
+    allowance = torch.finfo(plain.dtype).eps / 4 * torch.linalg.vector_norm(exact)
+    return (error / (allowed + allowance)).item()
 
 
 def _plain_merge(x: Tensor, labels: Tensor, clusters: int, logits: Tensor) -> Tensor:

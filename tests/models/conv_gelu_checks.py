@@ -11,8 +11,8 @@ import pytest
 import torch
 from triton_process import poisoned_memory
 
-from clustr_mm.analysis import mlp
-from clustr_mm.analysis.mlp import plain_conv_gelu as plain
+from clustr_mm.analysis import block_kernels
+from clustr_mm.analysis.block_kernels import plain_conv_gelu as plain
 from clustr_mm.models.conv_gelu import conv_gelu_triton
 
 DEVICE = 'cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda'
@@ -38,7 +38,7 @@ def make_case(batch, height, width, channels, dtype=torch.float32, seed=0):
 
 def with_gradients(function, case, dtype=None):
     u, hw, *others = case
-    return mlp.with_gradients(function, hw, (u, *others), dtype)
+    return block_kernels.with_gradients(function, hw, (u, *others), dtype)
 
 
 @pytest.mark.parametrize(

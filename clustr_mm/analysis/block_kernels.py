@@ -1,4 +1,4 @@
-"""The MLP's kernels beside plain PyTorch: their errors, and their time."""
+"""The kernels of a block beside plain PyTorch: their errors, and the MLP's time."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from clustr_mm.analysis.kernels import error_ratio
 from clustr_mm.analysis.roofline import time_call
 from clustr_mm.models.conv_gelu import conv_gelu_triton
 
@@ -65,20 +66,52 @@ def conv_gelu_errors(
         device: Where.
 
     Returns:
-        The ratios of the result and of the gradients of u, weight and bias; each over plain
-        PyTorch's error and a quarter of the dtype's eps.
+        The ratios of the result and of the gradients of u, weight and bias.
     """
     tensors = _random(shape, dtype, device)
     hw = (shape[1], shape[2])
     exact = with_gradients(plain_conv_gelu, hw, tensors, torch.float64)
     found = with_gradients(conv_gelu_triton, hw, tensors, None)
     plain = with_gradients(plain_conv_gelu, hw, tensors, None)
-    ratios = []
-    for a, b, c in zip(found, plain, exact, strict=True):
-        errors = [torch.linalg.vector_norm(t.double() - c) for t in (a, b)]
-        allowance = torch.finfo(dtype).eps / 4 * torch.linalg.vector_norm(c)
-        ratios.append((errors[0] / (errors[1] + allowance)).item())
-    return ratios
+    return [error_ratio(*each) for each in zip(found, plain, exact, strict=True)]
+
+
+def add_norm_errors(
+    shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+) -> list[float]:
+    """Errors of the residual sum's kernels against float64, as multiples of plain PyTorch's.
+
+    Args:
+        shape: B, N and C of random tokens, float32 as under autocast.
+        dtype: Of what is added to them, and of the norm's result.
+        device: Where.
+
+    Returns:
+        The ratios of the sum, its norm and the gradients of both inputs, weight and bias.
+    """
+    torch.manual_seed(0)
+    x, y, of_total, of_normed = (torch.randn(shape, device=device) for _ in range(4))
+    scale = torch.rand(shape[0], 1, 1, device=device)
+    y, scale, of_normed = (t.to(dtype) for t in (y, scale, of_normed))
+
+    def run(plain: bool, wide: torch.dtype | None) -> list[Tensor]:
+        norm = nn.LayerNorm(shape[2], device=device, dtype=wide)
+        a, b = (t.detach().to(wide or t.dtype).requires_grad_() for t in (x, y))
+        if plain:
+            total = a + b * scale.to(b.dtype)
+            normed = norm(total).to(b.dtype)  # as the next layer rounds it
+        else:
+            total, normed = torch.ops.clustr_mm.add_norm(
+                a, b, scale, norm.weight, norm.bias, norm.eps, dtype
+            )
+        torch.autograd.backward(
+            (total, normed), (of_total.to(total.dtype), of_normed.to(normed.dtype))
+        )
+        gradients = (t.grad for t in (a, b, norm.weight, norm.bias))
+        return [total.detach(), normed.detach(), *(t for t in gradients if t is not None)]
+
+    outcomes = run(False, None), run(True, None), run(True, torch.float64)
+    return [error_ratio(*each) for each in zip(*outcomes, strict=True)]
 
 
 def time_conv_gelu(
