@@ -2,11 +2,13 @@
 
     python tools/analysis/count_traffic.py [--models clustr_s pvtv2_b2] [--batch 64]
         [--shape 224 224] [--train] [--top 12]
+    python tools/analysis/count_traffic.py --clustering 66800 64
 
 Half precision, eager. Every operator reads its inputs from the device's memory and writes its
 outputs there; the floor is the least time that this and its matrix products take on an H200, summed
 over the operators. A GPU takes longer than the floor; what two models must do compares. --top lists
-the operators that cost most.
+the operators that cost most. --clustering counts the clustering's kernels by themselves, for one
+image of N float32 tokens of C channels.
 """
 
 import argparse
@@ -14,7 +16,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from clustr_mm.analysis.kernels import kernel_work
 from clustr_mm.analysis.peers import build_backbone
+from clustr_mm.analysis.roofline import cluster_counts
 from clustr_mm.analysis.tables import markdown_table
 from clustr_mm.analysis.traffic import H200, Step, count_step
 from clustr_mm.engine import UserError, run_tool
@@ -35,9 +39,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('--train', action='store_true', help='a training step, not inference')
     parser.add_argument('--top', type=int, default=0, metavar='N', help='operators to list (none)')
+    parser.add_argument(
+        '--clustering', nargs=2, type=int, metavar=('N', 'C'), help='the kernels, not models'
+    )
     options = parser.parse_args(argv)
-    if min(options.batch, *options.shape) < 1:
-        raise UserError('--batch and --shape need numbers of at least 1')
+    if min(options.batch, *options.shape, *(options.clustering or ())) < 1:
+        raise UserError('--batch, --shape and --clustering need numbers of at least 1')
     return options
 
 
@@ -70,9 +77,32 @@ def dearest(step: Step, top: int) -> list[list[str]]:
     ]
 
 
+def of_kernels(tokens: int, channels: int) -> list[list[str]]:
+    """The clustering's kernels at the precisions of their operands."""
+    counts = cluster_counts(tokens)
+    lines = [['operands', 'kernel', 'TFLOP', 'MB', 'floor, ms']]
+    for precision in ('fp16x3', 'fp16'):
+        works = kernel_work((1, tokens, channels), 4, counts, precision)
+        for name, work in works.items():
+            if name < 'K4':
+                lines.append([
+                    precision,
+                    name,
+                    f'{work.operations / 1e12:.3f}',
+                    f'{work.bytes / 1e6:.1f}',
+                    f'{1e3 * work.floor(H200):.3f}',
+                ])  # fmt: skip
+    return lines
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
+    device = f'{H200.operations / 1e12:.0f} TFLOP/s and {H200.bytes / 1e12:.1f} TB/s (H200)'
+    if options.clustering:
+        print('dpc_knn, {} tokens of {} channels; at {}\n'.format(*options.clustering, device))
+        print(markdown_table(of_kernels(*options.clustering)))
+        return
     shape = tuple(options.shape)
     steps, libraries = {}, {}
     for name in options.models:
@@ -81,8 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     baseline = steps[options.models[-1]]
     print(
         f'{"training step" if options.train else "inference"}, batch {options.batch}, '
-        f'{shape[0]} x {shape[1]}, half precision, eager; at {H200.operations / 1e12:.0f} TFLOP/s '
-        f'and {H200.bytes / 1e12:.1f} TB/s (H200)\n'
+        f'{shape[0]} x {shape[1]}, half precision, eager; at {device}\n'
     )
     rows = [line(f'{name} ({libraries[name]})', step, baseline) for name, step in steps.items()]
     print(markdown_table([HEADER, *rows]))
