@@ -2,7 +2,8 @@
 
 `check_data_root` looks at what decides whether a run starts, and stops at the first fault. The
 audit goes on, and looks at every file as the run would: it builds the data sets and loads their
-samples with the steps that training loads them with. It takes minutes on a full data set.
+samples with the steps that training loads them with. On a full data set it takes minutes, or with
+`decode` as long as loading an epoch does.
 """
 
 from __future__ import annotations
@@ -251,6 +252,7 @@ def _each(
     """Look at samples, some at once, and yield their faults in order."""
     rest = iter(indices)
     done = 0
+    progress(what, done, len(indices))
     with ThreadPoolExecutor(_WORKERS) as pool:
         while batch := list(islice(rest, 4 * _WORKERS)):
             for faults in pool.map(look, batch):

@@ -10,7 +10,8 @@ def progress_line() -> Callable[[str, int, int], None]:
 
     Returns:
         Callable[[str, int, int], None]: To be called with (what, done, in all) as often as one
-            likes. In a terminal one line moves; elsewhere there is one every 10 s, and the last.
+            likes, at first with nothing done. In a terminal one line moves; elsewhere there is one
+            every 10 s, and the last.
     """
     begun: dict[str, float] = {}
     last = time.monotonic()
@@ -18,9 +19,9 @@ def progress_line() -> Callable[[str, int, int], None]:
     def show(what: str, done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
-        start = begun.setdefault(what, last)
+        start = begun.setdefault(what, last if done else now)
         moves = sys.stderr.isatty()
-        if done < total and now - last < (0.2 if moves else 10):
+        if not done or (done < total and now - last < (0.2 if moves else 10)):
             return
         last = now
         rate = done / max(now - start, 1e-9)
