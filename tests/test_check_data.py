@@ -9,10 +9,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mmengine.registry import DATASETS, init_default_scope
 
+from clustr_mm.datasets import DataFileError
+from clustr_mm.datasets.audit import audit
 from clustr_mm.datasets.mini import MiniData, build
 from clustr_mm.engine import UserError
-from clustr_mm.engine.config import load_config, set_data_root
+from clustr_mm.engine.config import guard_data, load_config, set_data_root
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
@@ -29,8 +32,6 @@ def _make(tmp_path: Path, layout: str) -> Path:
 
 
 def _faults(layout: str, root: Path, **options: bool) -> list[str]:
-    from clustr_mm.datasets.audit import audit
-
     cfg = load_config(str(ROOT / CONFIGS[layout]))
     set_data_root(cfg, str(root))
     return list(audit(cfg, print, lambda *_: None, **options))
@@ -70,7 +71,7 @@ def test_an_image_of_another_size_than_annotated(tmp_path: Path) -> None:
     first = min((root / 'val2017').iterdir())
     cv2.imwrite(str(first), np.zeros((32, 48, 3), np.uint8))
     (fault,) = _faults('coco', root, decode=True)
-    assert '48 x 32' in fault and '64 x 64' in fault
+    assert '32x48' in fault and '64x64' in fault
 
 
 def test_label_maps(tmp_path: Path) -> None:
@@ -81,9 +82,51 @@ def test_label_maps(tmp_path: Path) -> None:
     gone.unlink()
     faults = _faults('ade20k', root)
     assert len(faults) == 3
-    assert f'{gone.name}' in faults[0] and 'no label map' in faults[0]
-    assert high.name in faults[1] and '200' in faults[1] and '150' in faults[1]
-    assert colour.name in faults[2] and '3 channels' in faults[2]
+    assert high.name in faults[0] and 'label 199 (in the file one more)' in faults[0]
+    assert colour.name in faults[1] and 'no label map: shape (64, 64, 3)' in faults[1]
+    assert gone.name in faults[2] and 'No such file' in faults[2]
+
+
+def test_a_broken_image_hides_no_broken_label_map(tmp_path: Path) -> None:
+    root = _make(tmp_path, 'ade20k')
+    image = min((root / 'images' / 'training').iterdir())
+    labels = root / 'annotations' / 'training' / f'{image.stem}.png'
+    for file in (image, labels):
+        file.write_bytes(file.read_bytes()[:99])
+    faults = _faults('ade20k', root, decode=True)
+    assert [str(image) in faults[0], str(labels) in faults[1], len(faults)] == [True, True, 2]
+    (fault,) = _faults('ade20k', root)
+    assert str(labels) in fault
+
+
+def test_label_maps_of_all_150_classes_are_judged_as_in_training(tmp_path: Path) -> None:
+    root = _make(tmp_path, 'ade20k')
+    (root / 'mini_data.json').unlink(missing_ok=True)
+    high = min((root / 'annotations' / 'training').iterdir())
+    cv2.imwrite(str(high), np.full((64, 64), 151, np.uint8))
+    cfg = load_config(str(ROOT / 'configs' / 'mmseg' / 'upernet_clustr_t_ade20k.py'))
+    set_data_root(cfg, str(root))
+    (fault,) = audit(cfg, print, lambda *_: None, subset=True)
+    assert str(high) in fault and 'label 150 (in the file one more)' in fault
+    guard_data(cfg, ('train',))
+    init_default_scope('mmseg')
+    with pytest.raises(DataFileError) as refused:
+        list(DATASETS.build(cfg.train_dataloader.dataset))
+    assert str(refused.value) == fault
+
+
+def test_what_a_classs_folder_holds_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = _make(tmp_path, 'imagenet')
+    first, *_, last = sorted((root / 'train').iterdir())
+    min(first.iterdir()).unlink()
+    renamed = min(last.iterdir())
+    renamed.rename(renamed.with_suffix('.dat'))
+    assert _faults('imagenet', root) == []
+    said = capsys.readouterr().out
+    assert f'train: from 1 ({first.name}) to 2 images a class' in said
+    assert f'1 file passed over as no images, the first {renamed.with_suffix(".dat")}' in said
 
 
 def test_counts_of_the_public_data_set(tmp_path: Path) -> None:

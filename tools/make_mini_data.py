@@ -7,11 +7,12 @@ The folder is complete or not there; the same request a second time returns at o
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from clustr_mm.engine.errors import run_tool
 from clustr_mm.engine.options import Parser
+from clustr_mm.engine.progress import progress_line
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -29,32 +30,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def progress_line() -> Callable[[int, int], None]:
-    """Returns a function that prints pictures done and the time left, a few times a second."""
-    start = last = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        # In a log file a line every 10 s; in a terminal one line that moves.
-        moves = sys.stderr.isatty()
-        if done < total and now - last < (0.2 if moves else 10):
-            return
-        last = now
-        left = (now - start) / done * (total - done)
-        line = f'mini data: {done}/{total} pictures, {done / max(now - start, 1e-9):.0f}/s'
-        end = '\n' if done == total or not moves else ''
-        print(f'{chr(13) if moves else ""}{line}, ETA {left:.0f} s ', end=end, file=sys.stderr)
-
-    return show
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     from clustr_mm.datasets.mini import MiniData, build
 
     data = MiniData(options.layout, options.train, options.val, tuple(options.size), options.seed)
-    for layout, root in build(options.out, data, progress_line()).items():
+    progress = partial(progress_line(), 'mini data')
+    for layout, root in build(options.out, data, progress).items():
         print(f'{layout}: --data-root {root}')
 
 

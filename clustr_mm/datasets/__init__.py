@@ -6,13 +6,14 @@ the backbone does not, and is imported where it is used.
 
 from clustr_mm.datasets.check import DataNotFoundError, check_data_root
 from clustr_mm.datasets.images import image_fault
-from clustr_mm.datasets.transforms import CheckedLoad, DataFileError, guard_pipeline
+from clustr_mm.datasets.transforms import CheckedLoad, DataFileError, guard_dataset, guard_pipeline
 
 __all__ = [
     'CheckedLoad',
     'DataFileError',
     'DataNotFoundError',
     'check_data_root',
+    'guard_dataset',
     'guard_pipeline',
     'image_fault',
 ]

@@ -87,7 +87,7 @@ def check_annotations(dataset: Mapping[str, Any], scope: str | None, evaluated: 
         fields={**_FIELDS[kind], **(_FIELDS_EVALUATED[kind] if evaluated else {})},
         persons=persons,
         masks=any(step.get('with_mask') for step in _steps(dataset.get('pipeline'))),
-        categories=None if persons else _known_categories(dataset, kind, categories, path),
+        categories=None if persons else _known_categories(dataset, scope, categories, path),
         listed={each['id'] for each in categories},
         evaluated=evaluated,
     )
@@ -131,6 +131,25 @@ def image_sizes(path: str) -> dict[Any, tuple[int, int]]:
         except (ValueError, KeyError, TypeError):
             records = json.loads(data[:])['images']
     return {each['id']: (each['height'], each['width']) for each in records}
+
+
+def class_names(dataset: Mapping[str, Any], scope: str | None) -> Sequence[str] | None:
+    """Look up a data set's classes without building it.
+
+    Args:
+        dataset: config of the data set.
+        scope: the library that a type without scope is of.
+
+    Returns:
+        The names in the order of their labels; None where only the built data set knows them.
+    """
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if classes is None:
+        kind = dataset.get('type', '')
+        if isinstance(kind, str):
+            kind = DATASETS.get(kind if '.' in kind else f'{scope}.{kind}')
+        classes = getattr(kind, 'METAINFO', {}).get('classes')
+    return classes if isinstance(classes, list | tuple) else None
 
 
 def join_path(root: str, path: str) -> str:
@@ -286,13 +305,11 @@ def _check_categories(categories: Sequence[Mapping[str, Any]], path: str) -> Non
 
 
 def _known_categories(
-    dataset: Mapping[str, Any], kind: str, categories: Sequence[Mapping], path: str
+    dataset: Mapping[str, Any], scope: str | None, categories: Sequence[Mapping], path: str
 ) -> set | None:
     """Ids of the categories that are a class of the data set; None where all may be."""
-    classes = (dataset.get('metainfo') or {}).get('classes')
+    classes = class_names(dataset, scope)
     if classes is None:
-        classes = getattr(DATASETS.get(kind), 'METAINFO', {}).get('classes')
-    if not isinstance(classes, list | tuple):
         return None
     found = {each['id']: each['name'] for each in categories if each['name'] in classes}
     if not found:

@@ -16,6 +16,7 @@ from mmengine.fileio import list_dir_or_file
 from mmengine.logging import print_log
 
 from clustr_mm.datasets.annotations import check_annotations, is_remote, join_path
+from clustr_mm.datasets.transforms import type_name
 
 SPLITS = ('train', 'val', 'test')
 
@@ -72,9 +73,11 @@ def check_data_root(cfg: Mapping[str, Any], splits: Sequence[str] = SPLITS) -> N
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         if loader:
-            for place, dataset in _datasets(loader.get('dataset'), f'{split}_dataloader.dataset'):
-                _check_dataset(dataset, place)
-                _count_lone_labels(dataset)
+            for place, dataset in each_dataset(
+                loader.get('dataset'), f'{split}_dataloader.dataset'
+            ):
+                check_paths(dataset, place)
+                _warn_of_lone_labels(dataset)
                 check_annotations(dataset, cfg.get('default_scope'), evaluated=split != 'train')
         evaluators = cfg.get(f'{split}_evaluator')
         if isinstance(evaluators, Mapping):
@@ -106,7 +109,7 @@ def check_class_folders(cfg: Mapping[str, Any], splits: Sequence[str] = SPLITS) 
     count = head.get('num_classes') if isinstance(head, Mapping) else None
     before: tuple[str, set[str]] | None = None
     for split in splits:
-        for _, dataset in _datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset'), ''):
+        for _, dataset in each_dataset((cfg.get(f'{split}_dataloader') or {}).get('dataset'), ''):
             above = _class_folder(dataset)
             if above is None:
                 continue
@@ -128,7 +131,9 @@ def check_class_folders(cfg: Mapping[str, Any], splits: Sequence[str] = SPLITS) 
 
 def _class_folder(dataset: Mapping[str, Any]) -> str | None:
     """The folder whose folders are the classes of a data set, if they are."""
-    if _kind(dataset) not in ('ImageNet', 'CustomDataset') or dataset.get('ann_file'):
+    if type_name(dataset.get('type', '')) not in ('ImageNet', 'CustomDataset') or dataset.get(
+        'ann_file'
+    ):
         return None
     if dataset.get('with_label') is False:
         return None
@@ -136,15 +141,24 @@ def _class_folder(dataset: Mapping[str, Any]) -> str | None:
     return folder if os.path.isdir(folder) else None
 
 
-def _count_lone_labels(dataset: Mapping[str, Any]) -> None:
-    """Warn of label maps without an image: mmseg begins with the images, and never sees them."""
+def lone_labels(dataset: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Find label maps without an image: mmseg begins with the images, and never sees them.
+
+    Args:
+        dataset: config of a data set; of another kind, or elsewhere than on a disk, it has none.
+
+    Returns:
+        Path of each, and of the image that it lacks.
+    """
     prefixes = _prefixes(dataset)
-    if _kind(dataset) not in ('ADE20KDataset', 'BaseSegDataset') or dataset.get('ann_file'):
-        return
+    if type_name(dataset.get('type', '')) not in ('ADE20KDataset', 'BaseSegDataset') or dataset.get(
+        'ann_file'
+    ):
+        return []
     root = dataset.get('data_root') or ''
     images, labels = (join_path(root, prefixes.get(n) or '') for n in ('img_path', 'seg_map_path'))
     if not prefixes.get('seg_map_path') or is_remote(images) or is_remote(labels):
-        return
+        return []
     suffixes = (dataset.get('img_suffix', '.jpg'), dataset.get('seg_map_suffix', '.png'))
     stems = [
         {
@@ -153,31 +167,56 @@ def _count_lone_labels(dataset: Mapping[str, Any]) -> None:
         }
         for folder, suffix in zip((images, labels), suffixes, strict=True)
     ]
-    lone = stems[1] - stems[0]
+    return [
+        (os.path.join(labels, stem + suffixes[1]), os.path.join(images, stem + suffixes[0]))
+        for stem in sorted(stems[1] - stems[0])
+    ]
+
+
+def _warn_of_lone_labels(dataset: Mapping[str, Any]) -> None:
+    """Say how many label maps have no image."""
+    lone = lone_labels(dataset)
     if lone:
         print_log(
-            f'{labels}: {len(lone)} of {len(stems[1])} label maps have no image in {images} and '
-            f'are left out (the first: {min(lone)}{suffixes[1]}, without {min(lone)}{suffixes[0]})',
+            f'{len(lone)} label maps have no image and are left out (the first: {lone[0][0]}, '
+            f'without {lone[0][1]})',
             logger='current',
             level=30,  # WARNING
         )
 
 
-def _datasets(node: Any, place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (where in the config, config) of each data set that reads files."""
+def each_dataset(node: Any, place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Find the data sets that read files, through wrappers.
+
+    Args:
+        node: config of a data set or a wrapper of some; of None there are none.
+        place: where in the config it stands.
+
+    Yields:
+        Where in the config each stands, and its config.
+    """
     if not isinstance(node, Mapping):
         return
     if 'datasets' in node:  # ConcatDataset, CombinedDataset
         for i, inner in enumerate(node['datasets']):
-            yield from _datasets(inner, f'{place}.datasets.{i}')
+            yield from each_dataset(inner, f'{place}.datasets.{i}')
     elif 'dataset' in node:  # RepeatDataset, ClassBalancedDataset, MultiImageMixDataset, ...
-        yield from _datasets(node['dataset'], f'{place}.dataset')
+        yield from each_dataset(node['dataset'], f'{place}.dataset')
     else:
         yield place, node
 
 
-def _check_dataset(dataset: Mapping[str, Any], place: str) -> None:
-    kind = _kind(dataset)
+def check_paths(dataset: Mapping[str, Any], place: str) -> None:
+    """Check that a data set's folders and files are there.
+
+    Args:
+        dataset: config of the data set.
+        place: where in the config it stands.
+
+    Raises:
+        DataNotFoundError: as `check_data_root` has it.
+    """
+    kind = type_name(dataset.get('type', ''))
     root = dataset.get('data_root') or ''
 
     def fail(what: str, path: str) -> None:
@@ -212,18 +251,16 @@ def _check_dataset(dataset: Mapping[str, Any], place: str) -> None:
         )
 
 
-def _kind(dataset: Mapping[str, Any]) -> str:
-    """A data set's type without its library."""
-    kind = dataset.get('type', '')
-    return kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
-
-
 def _prefixes(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
     """The folders of a data set below its root, by what is in them."""
     prefixes = dataset.get('data_prefix') or {}
     if not isinstance(prefixes, Mapping):  # mmpretrain allows a plain string
         prefixes = {'img_path': prefixes}
-    if _kind(dataset) == 'ImageNet' and dataset.get('split') and not any(prefixes.values()):
+    if (
+        type_name(dataset.get('type', '')) == 'ImageNet'
+        and dataset.get('split')
+        and not any(prefixes.values())
+    ):
         prefixes = {'img_path': dataset['split']}
     return prefixes
 

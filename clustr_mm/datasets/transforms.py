@@ -8,14 +8,14 @@ when a pipeline is built, so that importing this module imports no task library.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmengine.fileio import get
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 
-from clustr_mm.datasets.annotations import image_sizes
+from clustr_mm.datasets.annotations import class_names, image_sizes
 from clustr_mm.datasets.images import bits_per_channel, decode_deep, depth_fault, image_fault
 
 if TYPE_CHECKING:
@@ -224,6 +224,26 @@ def guard_pipeline(
         return out
 
     return guard(pipeline, loaded=False)
+
+
+def guard_dataset(
+    dataset: Mapping[str, Any], scope: str | None, on_error: str = 'raise'
+) -> list[dict]:
+    """Make a data set's pipeline name the file of a sample that it cannot use.
+
+    Args:
+        dataset: config of the data set, with its 'pipeline'.
+        scope: the library that a type without scope is of.
+        on_error: 'raise' or 'skip', as `CheckedStep` has it.
+
+    Returns:
+        What `guard_pipeline` makes of its pipeline. The labels of mmseg's data sets must be those
+        of their classes (mmdet's may count stuff besides).
+    """
+    kind = dataset.get('type', '')
+    library = kind.split('.')[0] if isinstance(kind, str) and '.' in kind else scope
+    names = class_names(dataset, scope) if library == 'mmseg' else None
+    return guard_pipeline(dataset['pipeline'], on_error, len(names) if names else None)
 
 
 def type_name(kind: str | type) -> str:

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from clustr_mm.datasets import check_data_root, guard_pipeline
+from clustr_mm.datasets import check_data_root, guard_dataset
 from clustr_mm.engine.errors import UserError, dicts, near
 
 # Top-level names that take effect without being one of the Runner's arguments.
@@ -190,7 +190,7 @@ def guard_data(cfg: Config, splits: Sequence[str]) -> None:
         on_error = cfg.get('on_broken_file', 'raise') if split == 'train' else 'raise'
         for node in dicts(cfg.get(f'{split}_dataloader')):
             if isinstance(node.get('pipeline'), list | tuple):
-                node['pipeline'] = guard_pipeline(node['pipeline'], on_error)
+                node['pipeline'] = guard_dataset(node, cfg.get('default_scope'), on_error)
 
 
 def add_hook(cfg: Config, hook: dict[str, Any]) -> None:
