@@ -31,32 +31,10 @@ TASKS = {
 }
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
 
+_OVERLAP = 0.3  # IoU above which two detected boxes are one person, as in mmpose's inferencer
+
 Draw = Callable[[str, str], None]  # an image file to an overlay file
-
-
-class GivenBoxes:
-    """Stands where a pose inferencer has its detector, which it asks for every image's persons.
-
-    (The inferencer's own ``bboxes`` argument has no effect on a top-down model.)
-
-    Args:
-        boxes: [left, top, width, height] in pixels, one a person.
-    """
-
-    def __init__(self, boxes: Sequence[Sequence[float]]) -> None:
-        corners = [[x, y, x + w, y + h] for x, y, w, h in boxes]
-        self.boxes = np.asarray(corners, dtype=np.float32)
-
-    def __call__(self, image: Any, **kwargs: Any) -> dict[str, list]:
-        """Finds the same persons in every image, as mmdet's inferencer would."""
-        import torch
-        from mmdet.structures import DetDataSample
-        from mmengine.structures import InstanceData
-
-        boxes = torch.from_numpy(self.boxes)
-        labels = torch.zeros(len(boxes), dtype=torch.int64)
-        instances = InstanceData(bboxes=boxes, scores=torch.ones(len(boxes)), labels=labels)
-        return {'predictions': [DetDataSample(pred_instances=instances)]}
+Persons = Callable[[str], np.ndarray]  # an image file to boxes: left, top, right, bottom, (P, 4)
 
 
 @dataclass(frozen=True)
@@ -66,13 +44,13 @@ class Demo:
     Attributes:
         task: One of ``TASKS``.
         inferencer: The library's own, with the model in it.
-        score: The lowest score that is drawn, of boxes and of keypoints.
+        persons: Finds the persons of a pose model's image.
         how: Options of the library's visualizer.
     """
 
     task: str
     inferencer: Any
-    score: float
+    persons: Persons
     how: Mapping[str, Any]
 
     @property
@@ -80,17 +58,20 @@ class Demo:
         """The library's model."""
         return self.inferencer.model
 
-    def __call__(self, image: str, overlay: str) -> None:
-        """Draws what the model predicts in one image, into another file."""
+    def predict(self, image: str) -> Any:
+        """The library's data sample of an image; without instances where nobody is found."""
         if self.task == 'pose':
-            (result,) = self.inferencer(image, return_datasamples=True, bbox_thr=self.score)
-            sample = result['predictions'][0]
+            sample = _predict_poses(self.model, image, self.persons(image))
         else:
             result = self.inferencer(image, return_datasamples=True)
             result = result['predictions'] if isinstance(result, dict) else result
             sample = result[0] if isinstance(result, list) else result
         sample.set_metainfo({'img_path': image})
-        draw_sample(self.inferencer.visualizer, sample, overlay, **self.how)
+        return sample
+
+    def __call__(self, image: str, overlay: str) -> None:
+        """Draws what the model predicts in one image, into another file."""
+        draw_sample(self.inferencer.visualizer, self.predict(image), overlay, **self.how)
 
 
 def load_demo(
@@ -109,33 +90,82 @@ def load_demo(
         config: Path of the model's config.
         checkpoint: Path of a checkpoint that training wrote, with the classes' names.
         device: Where the model runs.
-        boxes: The persons of a pose model's images, [left, top, width, height]; the same in all.
-        detector: Config, checkpoint and class index of a detector that finds them. With neither,
-            the whole image is one person.
-        score: The lowest score that is drawn, of boxes and of keypoints.
+        boxes: The persons of a pose model's images, [left, top, width, height] in pixels; the same
+            in all, and all of them drawn.
+        detector: Config, checkpoint and class index of a detector that finds them; an image where
+            it finds nobody stays as it is. With neither, the whole image is one person.
+        score: The lowest score that is drawn, of detected objects and of keypoints; and the lowest
+            that a detector's person has. Classification and segmentation have none.
 
     Returns:
         The model, ready to draw.
 
     Raises:
-        UserError: If the config is of another task, or the checkpoint names no classes.
+        UserError: If the config is of another task, the checkpoint names no classes, a box has no
+            area, or the detector has no such class.
         CheckpointError: If the checkpoint does not fit the model.
     """
+    persons = _given(boxes) if boxes else _whole_image
     inferencer = _load(TASKS[task], _config_for(task, config), checkpoint, device)
     how: dict[str, Any] = dict(draw_gt=False)
     if task == 'detection':
         how['pred_score_thr'] = score
     elif task == 'pose':
         how |= dict(kpt_thr=score, draw_bbox=True)
-        if boxes:
-            inferencer.detector, inferencer.det_cat_ids = GivenBoxes(boxes), (0,)
-        elif detector is not None:
+        if detector is not None:
             path, weights, category = detector
-            cfg = _config_for('detection', path)
-            inferencer.detector = _load('mmdet', cfg, weights, device)
-            inferencer.det_cat_ids = (category,)
+            finder = _load('mmdet', _config_for('detection', path), weights, device)
+            persons = _found_by(finder, category, score)
+    return Demo(task, inferencer, persons, how)
 
-    return Demo(task, inferencer, score, how)
+
+def _given(boxes: Sequence[Sequence[float]]) -> Persons:
+    """The same persons in every image; [left, top, width, height] in pixels, one a person."""
+    for box in boxes:
+        if not (np.isfinite(box).all() and min(box[2:]) > 0):
+            raise UserError(
+                f'box {" ".join(f"{each:g}" for each in box)} has no area; '
+                'give left, top, width and height in pixels'
+            )
+    corners = np.array([[x, y, x + w, y + h] for x, y, w, h in boxes], dtype=np.float32)
+    return lambda image: corners
+
+
+def _whole_image(image: str) -> np.ndarray:
+    """One person that fills the image."""
+    import mmcv
+
+    height, width = mmcv.imread(image).shape[:2]
+    return np.array([[0, 0, width, height]], dtype=np.float32)
+
+
+def _found_by(detector: Any, category: int, score: float) -> Persons:
+    """The persons that a detector, mmdet's inferencer, finds: its objects of one class."""
+    classes = detector.model.dataset_meta['classes']
+    if not 0 <= category < len(classes):
+        raise UserError(f'the detector has classes 0 to {len(classes) - 1}, and no {category}')
+
+    def find(image: str) -> np.ndarray:
+        from mmpose.evaluation.functional import nms
+
+        (sample,) = detector(image, return_datasamples=True)['predictions']
+        objects = sample.pred_instances.cpu().numpy()
+        boxes = np.column_stack([objects.bboxes, objects.scores])  # (objects, 5)
+        boxes = boxes[(objects.labels == category) & (objects.scores >= score)]
+        return boxes[nms(boxes, _OVERLAP), :4]
+
+    return find
+
+
+def _predict_poses(model: nn.Module, image: str, boxes: np.ndarray) -> Any:
+    """A data sample of all persons. mmpose would take the whole image where there is no box."""
+    from mmpose.apis import inference_topdown
+    from mmpose.structures import PoseDataSample, merge_data_samples
+
+    if len(boxes) == 0:
+        return PoseDataSample()
+    with DefaultScope.overwrite_default_scope('mmpose'):
+        return merge_data_samples(inference_topdown(model, image, boxes))
 
 
 def name_detector(

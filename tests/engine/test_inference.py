@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from clustr_mm.engine import UserError
-from clustr_mm.engine.inference import TASKS, GivenBoxes, load_demo, run_demo
+from clustr_mm.engine.inference import TASKS, load_demo, run_demo
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {
@@ -68,22 +68,49 @@ def test_every_task_draws_an_overlay(task, checkpoints, photo, tmp_path):
         assert np.median(np.abs(after - large)) < 30
 
 
-def test_persons_are_where_the_boxes_say(checkpoints, photo):
-    draw = load_demo('pose', CONFIGS['pose'], checkpoints('pose'), 'cpu', [[60, 10, 40, 60]])
-    (result,) = draw.inferencer(str(photo), return_datasamples=True)
-    seen = result['predictions'][0].pred_instances.bboxes
-    assert np.allclose(seen, [[60, 10, 100, 70]], atol=0.01)
+def _persons(draw, photo):
+    return draw.predict(str(photo)).pred_instances.bboxes
+
+
+def test_every_given_person_is_drawn(checkpoints, photo):
+    boxes = [[60, 10, 40, 60], [70, 10, 40, 60], [60, 10, 40, 60]]  # IoU 0.6 and 1
+    draw = load_demo('pose', CONFIGS['pose'], checkpoints('pose'), 'cpu', boxes, score=1.0)
+    seen = _persons(draw, photo)
+    assert np.allclose(seen, [[60, 10, 100, 70], [70, 10, 110, 70], [60, 10, 100, 70]], atol=0.01)
+
+
+def test_without_boxes_the_image_is_the_person(checkpoints, photo):
+    draw = load_demo('pose', CONFIGS['pose'], checkpoints('pose'), 'cpu')
+    assert np.allclose(_persons(draw, photo), [[0, 0, 120, 80]], atol=0.01)
 
 
 def test_a_detector_finds_the_persons(checkpoints, photo, tmp_path):
-    detector = (CONFIGS['detection'], checkpoints('detection'), 0)
-    draw = load_demo('pose', CONFIGS['pose'], checkpoints('pose'), 'cpu', detector=detector)
+    pose, detector = checkpoints('pose'), (CONFIGS['detection'], checkpoints('detection'), 0)
+    draw = load_demo('pose', CONFIGS['pose'], pose, 'cpu', detector=detector, score=0.0)
+    boxes = _persons(draw, photo)
+    assert len(boxes) > 0 and (boxes[:, 2:] - boxes[:, :2] < [120, 80]).any()
     assert list(run_demo(draw, str(photo), str(tmp_path / 'out')))
 
 
-def test_given_boxes_are_corners():
-    (sample,) = GivenBoxes([[1, 2, 3, 4]])('image.jpg')['predictions']
-    assert sample.pred_instances.bboxes.tolist() == [[1, 2, 4, 6]]
+def test_where_a_detector_finds_nobody_nobody_is_drawn(checkpoints, photo, tmp_path):
+    pose, detector = checkpoints('pose'), (CONFIGS['detection'], checkpoints('detection'), 0)
+    draw = load_demo('pose', CONFIGS['pose'], pose, 'cpu', detector=detector, score=1.0)
+    (overlay,) = run_demo(draw, str(photo), str(tmp_path / 'out'))
+    before, after = cv2.imread(str(photo)), cv2.imread(overlay)
+    factor = after.shape[0] // before.shape[0]
+    assert np.array_equal(after, before.repeat(factor, 0).repeat(factor, 1))
+
+
+def test_a_class_that_the_detector_has_not_is_named(checkpoints):
+    pose, detector = checkpoints('pose'), (CONFIGS['detection'], checkpoints('detection'), 99)
+    with pytest.raises(UserError, match='has classes 0 to .*, and no 99'):
+        load_demo('pose', CONFIGS['pose'], pose, 'cpu', detector=detector)
+
+
+@pytest.mark.parametrize('box', [[1, 2, 0, 4], [1, 2, 3, -4], [float('nan'), 2, 3, 4]])
+def test_a_box_without_area_is_refused(box):
+    with pytest.raises(UserError, match='has no area'):
+        load_demo('pose', CONFIGS['pose'], 'x.pth', 'cpu', [box])
 
 
 def test_a_folder_with_a_video(checkpoints, photo, tmp_path):
