@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +15,22 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from torch import nn
 
 from clustr_mm.datasets.files import IMAGE_SUFFIXES
 from clustr_mm.engine.config import load_config
+from clustr_mm.engine.devices import choose_device
 from clustr_mm.engine.errors import UserError
+from clustr_mm.engine.options import add_trust
 from clustr_mm.engine.pictures import draw_sample
-from clustr_mm.models.checkpoint import load_strictly, read_checkpoint, state_dict_of
+from clustr_mm.models.checkpoint import (
+    load_strictly,
+    read_checkpoint,
+    state_dict_of,
+    trust_checkpoints,
+)
 
 # The library of every task.
 TASKS = {
@@ -168,21 +178,61 @@ def _predict_poses(model: nn.Module, image: str, boxes: np.ndarray) -> Any:
         return merge_data_samples(inference_topdown(model, image, boxes))
 
 
-def name_detector(
-    task: str, config: str | None, checkpoint: str | None, category: int
-) -> tuple[str, str, int] | None:
-    """Puts a command line's options of a detector of persons together; None where none is named.
+def add_demo_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what the demos' command lines share; :func:`demo_from` takes it.
+
+    Args:
+        parser: Where to add it.
+    """
+    parser.add_argument('task', choices=sorted(TASKS), metavar='TASK')
+    parser.add_argument('config', help="the model's config")
+    parser.add_argument('checkpoint', help='a checkpoint that training wrote')
+    parser.add_argument(
+        '--score', type=float, default=0.3, metavar='FROM_0_TO_1',
+        help='the lowest that is drawn, of detected objects, persons and keypoints (0.3); '
+        'classification and segmentation have none',
+    )  # fmt: skip
+    parser.add_argument('--det-config', help='a detector of persons, of mmdet')
+    parser.add_argument('--det-checkpoint')
+    parser.add_argument('--det-class', type=int, default=0, help='its class of persons (0)')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), help='a GPU where there is one')
+    add_trust(parser)
+
+
+def demo_from(options: argparse.Namespace, boxes: Sequence[Sequence[float]] = ()) -> Demo:
+    """Loads the model that a demo's command line names, and keeps the libraries quiet.
+
+    Args:
+        options: What a parser with :func:`add_demo_options` read.
+        boxes: As for :func:`load_demo`.
+
+    Returns:
+        The model, ready to draw.
 
     Raises:
-        UserError: If the task is not pose, or half of a detector is named.
+        UserError: As for :func:`load_demo`; or if persons are asked for in another task, in two
+            ways at once, or of half a detector.
+        CheckpointError: If a checkpoint does not fit its model.
     """
-    if not (config or checkpoint):
-        return None
-    if not (config and checkpoint):
+    warnings.filterwarnings('ignore')
+    MMLogger.get_current_instance().setLevel('ERROR')
+    trust_checkpoints(options.trust_checkpoint)
+    named = (options.det_config, options.det_checkpoint)
+    if any(named) and not all(named):
         raise UserError('a detector needs --det-config and --det-checkpoint; give both')
-    if task != 'pose':
-        raise UserError(f'boxes and detectors are for pose, not for {task}; leave them out')
-    return config, checkpoint, category
+    if options.task != 'pose' and (boxes or any(named)):
+        raise UserError(f'boxes and detectors are for pose, not for {options.task}; leave them out')
+    if boxes and any(named):
+        raise UserError('both --box and a detector say where persons are; leave one out')
+    return load_demo(
+        options.task,
+        options.config,
+        options.checkpoint,
+        choose_device(options.device),
+        boxes,
+        (*named, options.det_class) if any(named) else None,
+        options.score,
+    )
 
 
 def _config_for(task: str, path: str) -> Config:

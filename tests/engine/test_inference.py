@@ -172,6 +172,11 @@ def test_a_broken_file_is_named_and_nothing_is_written(name, tmp_path):
         (['pose', CONFIGS['pose'], 'x.pth', 'y.jpg'], 'x.pth'),
         (['pose', CONFIGS['pose'], 'x.pth', 'y.jpg', '--det-config', 'c.py'], 'give both'),
         (['detection', 'c.py', 'x.pth', 'y.jpg', '--box', '1', '2', '3', '4'], 'are for pose'),
+        (
+            ['pose', 'c.py', 'x.pth', 'y.jpg', '--box', '1', '2', '3', '4']
+            + ['--det-config', 'c.py', '--det-checkpoint', 'x.pth'],
+            'leave one out',
+        ),
     ],
 )
 def test_mistakes_are_said_in_one_line(arguments, message):
