@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import logging
 import os
 import tempfile
 import warnings
@@ -42,6 +43,8 @@ TASKS = {
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
 
 _OVERLAP = 0.3  # IoU above which two detected boxes are one person, as in mmpose's inferencer
+
+_logger = logging.getLogger(__name__)
 
 Draw = Callable[[str, str], None]  # an image file to an overlay file
 Persons = Callable[[str], np.ndarray]  # an image file to boxes: left, top, right, bottom, (P, 4)
@@ -294,7 +297,8 @@ def run_demo(draw: Draw, source: str, out_dir: str) -> Iterator[str]:
     Args:
         draw: What :func:`load_demo` returned.
         source: The file or folder.
-        out_dir: The folder of the overlays; each is named after its file.
+        out_dir: The folder of the overlays; each is named after its file, and a PNG where that
+            does not end as an image does. A video that ends early is warned of.
 
     Yields:
         The overlays' paths, as they are written.
@@ -329,8 +333,11 @@ def _overlays(files: Sequence[Path], out_dir: str) -> list[str]:
     owners: dict[Path, Path] = {}
     overlays = []
     for file in files:
-        name = f'{file.stem}.mp4' if file.suffix.lower() in VIDEOS else file.name
-        overlay = Path(out_dir, name)
+        overlay = Path(out_dir, file.name)
+        if file.suffix.lower() in VIDEOS:
+            overlay = overlay.with_suffix('.mp4')
+        elif file.suffix.lower() not in IMAGE_SUFFIXES:  # by which the overlay's format is chosen
+            overlay = overlay.with_suffix('.png')
         if overlay.resolve() in inputs:
             raise UserError(
                 f'the overlay of {file} would replace {overlay}; choose another --out-dir'
@@ -357,22 +364,23 @@ def _draw_video(draw: Draw, video: Path, overlay: str) -> None:
     frames = mmcv.VideoReader(str(video))
     if not frames.opened or len(frames) == 0:
         raise UserError(f'{video} is no video that can be read; leave it out')
-    writer = None
+    writer, drawn = None, 0
     with tempfile.TemporaryDirectory() as folder:
         before, after = os.path.join(folder, 'frame.png'), os.path.join(folder, 'overlay.png')
         partial = os.path.join(folder, 'overlay.mp4')
         for frame in frames:
-            if frame is None:  # the container counts more frames than it holds
-                break
             mmcv.imwrite(frame, before)
             draw(before, after)
-            drawn = mmcv.imread(after)
+            picture = mmcv.imread(after)
             if writer is None:
-                size = (drawn.shape[1], drawn.shape[0])
+                size = (picture.shape[1], picture.shape[0])
                 code = cv2.VideoWriter.fourcc(*'mp4v')
                 writer = cv2.VideoWriter(partial, code, frames.fps or 25.0, size)
-            writer.write(drawn)
+            writer.write(picture)
+            drawn += 1
         if writer is None:
             raise UserError(f'{video} has no frame that can be read; leave it out')
         writer.release()
+        if drawn < len(frames):  # cut off, or its container counts more than it holds
+            _logger.warning('%s: %d of %d frames could be read', video, drawn, len(frames))
         Path(overlay).write_bytes(Path(partial).read_bytes())

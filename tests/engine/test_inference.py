@@ -1,6 +1,8 @@
 """The demo: overlays for every task, of images, folders and videos."""
 
+import re
 import runpy
+import shutil
 from pathlib import Path
 
 import cv2
@@ -113,15 +115,20 @@ def test_a_box_without_area_is_refused(box):
         load_demo('pose', CONFIGS['pose'], 'x.pth', 'cpu', [box])
 
 
+def _write_video(path, frames):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*'MJPG'), 5.0, (120, 80))
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+
+
 def test_a_folder_with_a_video(checkpoints, photo, tmp_path):
     folder = tmp_path / 'folder'
     folder.mkdir()
     photo.rename(folder / 'b.png')
     (folder / 'notes.txt').write_text('no image')
-    writer = cv2.VideoWriter(str(folder / 'a.avi'), cv2.VideoWriter.fourcc(*'MJPG'), 5.0, (120, 80))
-    for level in (0, 100, 200):
-        writer.write(np.full((80, 120, 3), level, np.uint8))
-    writer.release()
+    levels = (0, 100, 200)
+    _write_video(folder / 'a.avi', [np.full((80, 120, 3), each, np.uint8) for each in levels])
     task = 'classification'
     draw = load_demo(task, CONFIGS[task], checkpoints(task), 'cpu')
     overlays = list(run_demo(draw, str(folder), str(tmp_path / 'out')))
@@ -132,6 +139,36 @@ def test_a_folder_with_a_video(checkpoints, photo, tmp_path):
     while (frame := video.read())[0]:
         frames.append(np.median(frame[1]))
     assert len(frames) == 3 and frames == sorted(frames) and frames[2] - frames[0] > 150
+
+
+def test_a_video_that_ends_early_is_told(tmp_path, caplog):
+    whole, cut = tmp_path / 'whole.avi', tmp_path / 'cut.avi'
+    noise = np.random.default_rng(0).integers(0, 255, (10, 80, 120, 3), dtype=np.uint8)
+    _write_video(whole, noise)  # much larger than its header
+    list(run_demo(shutil.copy, str(whole), str(tmp_path / 'out')))
+    assert not caplog.records
+    content = whole.read_bytes()
+    cut.write_bytes(content[: len(content) // 2])
+    (overlay,) = run_demo(shutil.copy, str(cut), str(tmp_path / 'out'))
+    told = re.search(r'cut.avi: (\d+) of 10 frames could be read', caplog.text)
+    frames = cv2.VideoCapture(overlay).get(cv2.CAP_PROP_FRAME_COUNT)
+    assert told and 0 < int(told[1]) == frames < 10
+
+
+@pytest.mark.parametrize(
+    ('name', 'overlay'),
+    [('photo.jfif', 'photo.png'), ('photo', 'photo.png'), ('photo.JPG', 'photo.JPG')],
+)
+def test_an_image_of_any_name_gets_an_overlay(name, overlay, photo, tmp_path):
+    file = photo.rename(tmp_path / name)
+
+    def draw(image, overlay):
+        cv2.imwrite(overlay, cv2.imread(image))
+
+    assert list(run_demo(draw, str(file), str(tmp_path / 'out'))) == [
+        str(tmp_path / 'out' / overlay)
+    ]
+    assert cv2.imread(str(tmp_path / 'out' / overlay)).shape == (80, 120, 3)
 
 
 @pytest.mark.parametrize(
