@@ -36,12 +36,11 @@ _DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG,
     errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
 }  # fmt: skip
-
-
+# No mistake of this process: starting the run again can mend it.
 _LOST_CONNECTION = (
     'lost the connection to another process of this run; the one that ended first says why'
 )
-_FIRST_SPEAKS = 5  # seconds
+_FIRST_SPEAKS = 5  # seconds that the other processes of a machine let the first one have
 
 
 class UserError(Exception):
