@@ -83,17 +83,23 @@ def test_configs_of_other_libraries_are_understood(folder, name, capsys):
     assert 'random weights (seed 0)' in capsys.readouterr().out
 
 
-def test_settings_are_trained_and_scored(folder, tmp_path, capsys):
-    pytest.importorskip('mmpretrain')
-    data = tmp_path / 'data'
+@pytest.fixture(scope='module')
+def mini_data(tmp_path_factory):
+    """A folder with classes to train on."""
+    data = str(tmp_path_factory.mktemp('mini') / 'data')
     make = runpy.run_path(str(ROOT / 'tools' / 'make_mini_data.py'))['main']
-    make([str(data), '--layout', 'imagenet', '--train', '20', '--val', '10', '--size', '32', '32'])
+    make([data, '--layout', 'imagenet', '--train', '20', '--val', '10', '--size', '32', '32'])
+    return data
+
+
+def test_settings_are_trained_and_scored(folder, mini_data, tmp_path, capsys):
+    pytest.importorskip('mmpretrain')
     results = tmp_path / 'results'
     mini = str(CONFIGS / 'mmpretrain' / 'clustr_t_mini.py')
     TOOL['main'](
         [mini, '--images', str(folder / 'a.png'), '--size', '32', '32', '--crop']
         + ['--settings', 'exact', 'k=2', 'grouping=random', '--train', mini]
-        + ['--data-root', str(data), '--iterations', '2', '--train-settings', 'exact']
+        + ['--data-root', mini_data, '--iterations', '2', '--train-settings', 'exact']
         + ['grouping=random', '--out', str(results), '--cfg-options']
         + ['train_dataloader.batch_size=4', 'train_dataloader.num_workers=0']
         + ['train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0']
@@ -106,6 +112,36 @@ def test_settings_are_trained_and_scored(folder, tmp_path, capsys):
     assert k['score_seed0'] == '' and exact['train'] == 'clustr_t_mini.py, 2 iterations'
     assert (results / 'cost.png').stat().st_size > 0
     assert not list(results.rglob('*.pth')), 'no checkpoint is kept'
+
+
+SAVE_BEST = 'default_hooks.checkpoint.save_best'
+
+
+@pytest.mark.parametrize(
+    ('train', 'arguments', 'message'),
+    [
+        ('clustr_t_mini_.py', [], r'does not exist.*clustr_t_mini\.py'),
+        ('clustr_t_mini.py', ['--data-root', 'nowhere'], 'nowhere'),
+        ('clustr_t_mini.py', ['--cfg-options', 'train_dataloadr.batch_size=4'], 'train_dataloader'),
+        ('../_base_/datasets/imagenet.py', [], 'no model with the backbone ClusTR'),
+        ('clustr_t_mini.py', ['--cfg-options', f'{SAVE_BEST}=auto'], 'with --metric'),
+        ('clustr_t_mini.py', ['--cfg-options', f'{SAVE_BEST}=[a,b]'], 'with --metric'),
+        ('clustr_t_mini.py', ['--cfg-options', f'{SAVE_BEST}=None'], 'with --metric'),
+    ],
+)
+def test_a_mistake_in_training_shows_before_images_are_measured(
+    folder, mini_data, train, arguments, message, capsys
+):
+    pytest.importorskip('mmpretrain')
+    if '--data-root' not in arguments:
+        arguments = ['--data-root', mini_data, *arguments]
+    mini = CONFIGS / 'mmpretrain'
+    with pytest.raises((UserError, ValueError), match=message):
+        TOOL['main'](
+            [str(mini / 'clustr_t_mini.py'), '--images', str(folder / 'a.png'), '--size', '32']
+            + ['32', '--settings', 'exact', '--train', str(mini / train), *arguments]
+        )
+    assert '1 of 1' not in capsys.readouterr().err
 
 
 def test_images_are_cut_from_the_middle(folder):

@@ -276,6 +276,26 @@ def test_no_process_outlives_its_launcher(how, data, tmp_path, environment):
     assert launcher.returncode == (-how if how == signal.SIGKILL else 128 + how)
 
 
+@pytest.mark.parametrize('process', ['1', 'all'])
+def test_a_users_mistake_is_said_once_and_not_tried_again(process, data, tmp_path, environment):
+    where = {'1': "== '1'", 'all': "!= ''"}[process]
+    more = f"""
+if __import__('os').environ['LOCAL_RANK'] {where}:
+    raise ValueError('a mistake in the config')
+"""
+    config = write_config(tmp_path, 'seg', 1, more=more)
+    env = {**environment, 'MAX_RESTARTS': '3'}
+    launcher = start('tools/dist_train.sh', config, 2, '--data-root', data('seg'), env=env)
+    try:
+        _, errors = launcher.communicate(timeout=120)
+    finally:
+        launcher.kill()
+    assert launcher.returncode == 1
+    assert errors.count('a mistake in the config') == 1, errors
+    assert errors.splitlines()[-1].startswith('error: a process of the run ended with status 1')
+    assert 'Traceback' not in errors
+
+
 @pytest.mark.long
 def test_killed_process_is_started_again_and_the_run_is_the_same(data, tmp_path, environment):
     more = "\ndefault_hooks['checkpoint']['interval'] = 1\n"

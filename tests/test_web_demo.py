@@ -295,3 +295,18 @@ def test_without_gradio_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(builtins, '__import__', refuse)
     with pytest.raises(UserError, match=r"pip install 'clustr-mm\[web\]'"):
         TOOL['main'](['segmentation', 'config.py', 'model.pth'])
+
+
+@pytest.mark.parametrize(
+    ('option', 'value', 'message'),
+    [
+        ('--port', '99999', '--port is 99999; use 1 to 65535'),
+        ('--port', '0', '--port is 0'),
+        ('--side', '0', '--side is 0; use at least 1'),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_before_the_model_is_loaded(
+    option: str, value: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        TOOL['main'](['segmentation', 'config.py', 'model.pth', option, value])

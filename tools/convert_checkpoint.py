@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from clustr_mm.engine.options import add_trust
+from clustr_mm.engine import UserError, run_tool
+from clustr_mm.engine.options import Parser, add_trust
 from clustr_mm.models.checkpoint import (
     read_checkpoint,
     save_checkpoint,
@@ -24,11 +26,8 @@ from clustr_mm.models.checkpoint import (
 from clustr_mm.models.published import convert_published
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('src', metavar='SRC', type=Path, help='checkpoint with published keys')
     parser.add_argument('dst', metavar='DST', type=Path, help='where to write ours')
     parser.add_argument(
@@ -39,19 +38,17 @@ def main(argv: list[str] | None = None) -> int:
     add_trust(parser)
     args = parser.parse_args(argv)
     trust_checkpoints(args.trust_checkpoint)
-    try:
-        arch = args.arch
-        if arch is not None and arch.lstrip().startswith('{'):
+    arch = args.arch
+    if arch is not None and arch.lstrip().startswith('{'):
+        try:
             arch = ast.literal_eval(arch)
-        source = state_dict_of(read_checkpoint(args.src), args.src)
-        found, converted = convert_published(source, arch)
-        save_checkpoint(converted, args.dst)
-    except (ValueError, SyntaxError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
+        except (ValueError, SyntaxError) as error:
+            raise UserError(f'--arch {arch} is no dict of plain values: {error}') from error
+    source = state_dict_of(read_checkpoint(args.src), args.src)
+    found, converted = convert_published(source, arch)
+    save_checkpoint(converted, args.dst)
     print(f'{args.dst}: {len(converted)} tensors, arch {found!r}')
-    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main))

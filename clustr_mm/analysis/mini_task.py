@@ -53,7 +53,7 @@ def train_setting(
         dict(type='PolyLR', power=1.0, eta_min=0, begin=warm_up, end=iterations, by_epoch=False),
     ]
     cfg.log_processor = dict(by_epoch=False)
-    cfg.default_hooks.checkpoint = None
+    cfg.setdefault('default_hooks', {})['checkpoint'] = None
     cfg.visualizer = None
     with explained(cfg):
         guard_data(cfg, ('train', 'val'))

@@ -1,8 +1,9 @@
 """DPC-KNN in C++ for float32 tokens on a CPU: ``native.cpp``, compiled when it is first needed.
 
 The machine's own compiler makes the library for the machine's own processor, in about two seconds.
-It stays in a folder of the user's, under a name that stands for all it depends on: the source, the
-compiler, its options and the processor. Two variables of the environment have a say:
+It stays in a folder of the user's, under a name that stands for all it depends on (the source, the
+compiler, its options and the processor) and for its content: a damaged one is made again, one that
+cannot be loaded here is not. Two variables of the environment have a say:
 
     CXX              the compiler, with options if need be; without it g++, c++ or clang++
     CLUSTR_MM_CACHE  the folder; without it clustr_mm in $XDG_CACHE_HOME or ~/.cache, or where that
@@ -145,17 +146,17 @@ def _build_and_load() -> Callable[..., int]:
     # loaded, for the threads of a second one would spin beside PyTorch's. Where PyTorch has another
     # than the compiler expects, the library cannot be loaded, and is made for one thread.
     for options in ((*_OPTIONS, '-fopenmp'), _OPTIONS):
-        name = _library_name(source, compiler, options)
+        name = _name(source, compiler, options)
         for folder in _folders():
-            library = folder / name
             try:
                 _make_private(folder)
-                function = _bind_or_make(compiler, options, library)
+                library = _find(folder, name) or _compile(compiler, options, folder, name)
+                function = _bind(library)
             except _CompilerError as error:
                 failures.append(str(error))
                 break
             except OSError as error:  # read-only, full, nothing may be executed from there, ...
-                failures.append(f'{folder} cannot hold the compiled code ({error})')
+                failures.append(f'compiled code cannot be kept in {folder} or loaded ({error})')
             else:
                 if options == _OPTIONS:
                     _logger.warning('clustering on one thread: %s', _joined(failures))
@@ -167,18 +168,17 @@ def _joined(failures: Sequence[str]) -> str:
     return '; '.join(dict.fromkeys(failures))
 
 
-def _bind_or_make(
-    compiler: Sequence[str], options: Sequence[str], library: Path
-) -> Callable[..., int]:
-    """Loads the library; compiles it where there is none, or a damaged one."""
-    if library.exists():
+def _find(folder: Path, name: str) -> Path | None:
+    """The library, where the folder has it; removes what a crash or a full disk has damaged."""
+    for library in folder.glob(f'{name}-*.so'):
         try:
-            return _bind(library)
-        except OSError:  # a crash or a full disk may have left it so
-            library.unlink(missing_ok=True)
-    _logger.info('compiling %s into %s', _SOURCE.name, library.parent)
-    _compile(compiler, options, library)
-    return _bind(library)
+            content = library.read_bytes()
+        except FileNotFoundError:  # another process has just removed it
+            continue
+        if library.name == _file_name(name, content):
+            return library
+        library.unlink(missing_ok=True)
+    return None
 
 
 def _find_compiler() -> list[str]:
@@ -197,13 +197,18 @@ def _find_compiler() -> list[str]:
     )
 
 
-def _library_name(source: bytes, compiler: Sequence[str], options: Sequence[str]) -> str:
-    """A file name that differs where the compiled library could."""
+def _file_name(name: str, content: bytes) -> str:
+    """A library's file name, by which its content is checked."""
+    return f'{name}-{hashlib.sha256(content).hexdigest()[:20]}.so'
+
+
+def _name(source: bytes, compiler: Sequence[str], options: Sequence[str]) -> str:
+    """The beginning of a file name, which differs where the compiled library could."""
     program = os.path.realpath(shutil.which(compiler[0]) or compiler[0])
     status = os.stat(program)
     facts = [*compiler, *options, program, status.st_size, status.st_mtime_ns, *_processor()]
     digest = hashlib.sha256(source + repr(facts).encode()).hexdigest()
-    return f'dpc_knn-{digest[:20]}.so'
+    return f'dpc_knn-{digest[:20]}'
 
 
 def _processor() -> list[str]:
@@ -246,18 +251,14 @@ def _make_private(folder: Path) -> None:
         raise PermissionError(f'{folder} can be written to by every user')
 
 
-def _compile(compiler: Sequence[str], options: Sequence[str], library: Path) -> None:
-    """Compiles the source. Several processes may do so at once: the first one's library stays."""
-    with tempfile.TemporaryDirectory(dir=library.parent) as work:
+def _compile(compiler: Sequence[str], options: Sequence[str], folder: Path, name: str) -> Path:
+    """Compiles the source. Several processes may do so at once: each moves in a whole library."""
+    _logger.info('compiling %s into %s', _SOURCE.name, folder)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
         compiled, linked = Path(work, 'dpc_knn.o'), Path(work, 'dpc_knn.so')
         _run([*compiler, *options, '-c', str(_SOURCE), '-o', str(compiled)])
         _run([*compiler, '-shared', str(compiled), '-o', str(linked)])
-        try:
-            os.link(linked, library)  # others may have loaded theirs: it is never replaced
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links
-            os.replace(linked, library)
+        return linked.replace(folder / _file_name(name, linked.read_bytes()))
 
 
 def _run(command: Sequence[str]) -> None:

@@ -386,7 +386,12 @@ def _check_boxes(path: str, ann_file: str, sizes: Mapping) -> None:
     if not boxes:
         raise AnnotationError(f'{path} holds no boxes; bbox_file=None takes the annotated ones')
     for place, box in enumerate(boxes):
-        fault = _field_fault(box, dict(image_id=0, category_id=0, bbox=4, score=1))
+        if not isinstance(box, Mapping):
+            fault: str | None = f'is a {type(box).__name__}, must be a dict'
+        elif not _is_id(box.get('image_id', 0)):
+            fault = f"has 'image_id' {box['image_id']!r}, must be a whole number"
+        else:
+            fault = _field_fault(box, dict(image_id=0, category_id=0, bbox=4, score=1))
         if fault is None and box['image_id'] not in sizes:
             fault = f'is of image {box["image_id"]}, which {ann_file} does not list'
         if fault is not None:

@@ -68,10 +68,10 @@ def encloses(polygon: Sequence[float]) -> bool:
 
 
 def finite(values: Sequence) -> bool:
-    """Whether all are numbers, and none nan or infinite."""
+    """Whether all are numbers, and none nan, infinite or beyond a float."""
     try:
         return math.isfinite(sum(values))
-    except TypeError:
+    except (TypeError, OverflowError):
         return False
 
 

@@ -1,10 +1,7 @@
 """Which device a run takes, and several processes where there is no GPU."""
 
-import ctypes
 import logging
 import os
-import signal
-import sys
 
 import torch
 from mmengine.device import get_device
@@ -13,10 +10,6 @@ from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
 from clustr_mm.engine.errors import UserError
-
-# In the environment of processes that tools/dist_*.sh started: the process to end with.
-LAUNCHER_PID = 'CLUSTR_LAUNCHER_PID'
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 
 # Rank, world size and local rank, as each launcher says them.
 _LAUNCHER_VARIABLES = {
@@ -95,22 +88,3 @@ def replace_sync_batchnorm(model: nn.Module, logger: logging.Logger) -> nn.Modul
             'its own share of the batch.'
         )
     return revert_sync_batchnorm(model)
-
-
-def end_with_launcher() -> None:
-    """Asks the system to kill this process when the launcher that started it is no more.
-
-    torchrun ends its processes itself, unless it is killed outright; they would train on, hold
-    their GPUs, and write into the work folder of the run that takes their place.
-    """
-    launcher = os.environ.get(LAUNCHER_PID)
-    if launcher is None or not sys.platform.startswith('linux'):
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(launcher):  # it died before the request
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def was_restarted() -> bool:
-    """Whether torchrun started this process again after a failure."""
-    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
+
+from clustr_mm.engine.launcher import stop_restarts
 
 _PACKAGE = __name__.split('.')[0]
 _PACKAGE_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -33,6 +36,11 @@ _DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG,
     errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
 }  # fmt: skip
+# No mistake of this process: starting the run again can mend it.
+_LOST_CONNECTION = (
+    'lost the connection to another process of this run; the one that ended first says why'
+)
+_FIRST_SPEAKS = 5  # seconds that the other processes of a machine let the first one have
 
 
 class UserError(Exception):
@@ -85,7 +93,6 @@ def run_tool(main: Callable[[Sequence[str] | None], object]) -> int:
     """
     # With a full disk every log line would print a traceback of the logging module.
     logging.raiseExceptions = False
-    # What goes wrong before the processes have met goes wrong in each of them.
     local_rank = os.environ.get('LOCAL_RANK', os.environ.get('SLURM_LOCALID', '0'))
     one_of_many = local_rank != '0'
     try:
@@ -96,11 +103,15 @@ def run_tool(main: Callable[[Sequence[str] | None], object]) -> int:
     except Exception as error:
         line = explain(error)
         if one_of_many and line is not None and not torch.distributed.is_initialized():
-            return 1
+            # What goes wrong before the processes have met mostly goes wrong in each of them: the
+            # first says so, and its end ends this one before the time is over.
+            time.sleep(_FIRST_SPEAKS)
         if line is None or os.environ.get('CLUSTR_DEBUG'):
             traceback.print_exc()
         if line is not None:
-            print(f'error: {line}', file=sys.stderr)
+            print(f'error: {line}', file=sys.stderr, flush=True)
+        if line not in (None, _LOST_CONNECTION):
+            stop_restarts()
         return 1
     return 0
 
@@ -149,9 +160,7 @@ def _explain_one(error: BaseException, cfg: Config | None) -> str | None:
     if isinstance(error, AssertionError) and text and _raised_in(error, _DATASET_CODE):
         return text
     if 'gloo/transport' in text:
-        return (
-            'lost the connection to another process of this run; the one that ended first says why'
-        )
+        return _LOST_CONNECTION
     if 'Expected more than 1 value per channel' in text:
         return (
             'batch normalisation needs more than one value a channel, and this batch is too small '

@@ -9,9 +9,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import find_latest_checkpoint
 
 from clustr_mm.engine import config, pictures, predictions  # noqa: F401 - they register
-from clustr_mm.engine.devices import choose_device, end_with_launcher, was_restarted
+from clustr_mm.engine.devices import choose_device
 from clustr_mm.engine.errors import UserError, explained
 from clustr_mm.engine.flexible import StrictFlexibleRunner
+from clustr_mm.engine.launcher import end_with_launcher, was_restarted
 from clustr_mm.engine.loading import use_safe_loading
 from clustr_mm.engine.numerics import guard_numerics
 from clustr_mm.engine.options import parse_test, parse_train

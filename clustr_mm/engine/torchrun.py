@@ -5,7 +5,8 @@ Read from the environment:
 - ``NNODES`` machines take part (1), of which this is ``NODE_RANK`` (0); ``MASTER_ADDR`` is the
   address of the first, and ``PORT`` a free port there (29500). On one machine a free port is found.
 - ``MAX_RESTARTS`` times the processes are started again when one of them dies (0). The run then
-  goes on from the newest checkpoint in its work folder.
+  goes on from the newest checkpoint in its work folder. A mistake that the user has to mend ends
+  the run at once.
 - ``OMP_NUM_THREADS`` threads a process (on a CPU: the cores shared out; beside GPUs: 1).
 """
 
@@ -23,8 +24,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from clustr_mm.engine.config import near_files
-from clustr_mm.engine.devices import LAUNCHER_PID
 from clustr_mm.engine.errors import UserError, run_tool
+from clustr_mm.engine.launcher import LAUNCHER_PID, end_when_told
 
 _FILES = {'train.py': ('CONFIG',), 'test.py': ('CONFIG', 'CHECKPOINT')}
 _DEFAULT_PORT = 29500
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Raises:
         UserError: If the command line is wrong, or a process ended with an error.
-        SystemExit: If a signal ended the run.
+        SystemExit: If a signal ended the run, or a user's mistake one that may restart.
     """
     tool, *rest = sys.argv[1:] if arguments is None else arguments
     command = torchrun_arguments(tool, rest)
@@ -95,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in list(logging.root.manager.loggerDict):
             if name.startswith('torch.distributed.elastic'):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
+    else:
+        end_when_told()
     try:
         run.main(command)
     except SignalException as error:

@@ -47,7 +47,7 @@ class ClusterPictureHook(Hook):
         self.images = images
         self.how: dict[str, Any] = dict(stages=stages, blocks=blocks, scales=scales, side=side)
 
-    def before_val(self, runner: Any) -> None:
+    def before_train(self, runner: Any) -> None:
         """Refuses a model that no process has whole: the first draws alone.
 
         Args:
@@ -60,6 +60,17 @@ class ClusterPictureHook(Hook):
             raise ValueError(
                 'ClusterPictureHook cannot draw with FSDP; leave it out of custom_hooks'
             )
+
+    def before_val(self, runner: Any) -> None:
+        """As :meth:`before_train`, for a run that validates only.
+
+        Args:
+            runner: The runner.
+
+        Raises:
+            ValueError: If FSDP shares the model out.
+        """
+        self.before_train(runner)
 
     @master_only
     def after_val_iter(

@@ -238,9 +238,36 @@ def test_a_damaged_library_is_made_again(workshop, monkeypatch):
     monkeypatch.setenv('CLUSTR_MM_CACHE', str(workshop / 'damaged'))
     (workshop / 'damaged').mkdir()
     damaged = workshop / 'damaged' / whole.name
-    damaged.write_bytes(whole.read_bytes()[:100])
-    assert make_and_call() == 7
-    assert damaged.stat().st_size == whole.stat().st_size
+    for content in (b'', whole.read_bytes()[:100], whole.read_bytes()[:-1]):
+        damaged.unlink(missing_ok=True)  # else what is loaded would change
+        damaged.write_bytes(content)
+        assert make_and_call() == 7
+        assert libraries(workshop / 'damaged') == [damaged]
+        assert damaged.read_bytes() == whole.read_bytes()
+
+
+@needs_library
+def test_what_cannot_be_loaded_here_is_not_compiled_again(workshop, monkeypatch, caplog):
+    # As with another OpenMP runtime than the compiler's.
+    native._SOURCE.write_text(
+        """
+        extern "C" int no_such_runtime();
+        #ifdef _OPENMP
+        extern "C" int clustr_dpc_knn() { return no_such_runtime(); }
+        #else
+        extern "C" int clustr_dpc_knn() { return 7; }
+        #endif
+        """
+    )
+    log = workshop / 'log'
+    monkeypatch.setenv('CXX', compiler_script(workshop, f'echo >> "{log}"\nexec g++ "$@"\n'))
+    for _ in range(2):  # two processes
+        assert make_and_call() == 7
+        assert len(log.read_text()) == 4, 'compiled and linked, with OpenMP and without'
+        assert len(libraries(workshop)) == 2
+        assert 'on one thread: compiled code cannot be kept in' in caplog.text
+        assert 'undefined symbol: no_such_runtime' in caplog.text
+        caplog.clear()
 
 
 @needs_library

@@ -1,6 +1,8 @@
 """The demo: overlays for every task, of images, folders and videos."""
 
+import re
 import runpy
+import shutil
 from pathlib import Path
 
 import cv2
@@ -11,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from clustr_mm.engine import UserError
-from clustr_mm.engine.inference import TASKS, GivenBoxes, load_demo, run_demo
+from clustr_mm.engine.inference import TASKS, load_demo, run_demo
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {
@@ -68,22 +70,56 @@ def test_every_task_draws_an_overlay(task, checkpoints, photo, tmp_path):
         assert np.median(np.abs(after - large)) < 30
 
 
-def test_persons_are_where_the_boxes_say(checkpoints, photo):
-    draw = load_demo('pose', CONFIGS['pose'], checkpoints('pose'), 'cpu', [[60, 10, 40, 60]])
-    (result,) = draw.inferencer(str(photo), return_datasamples=True)
-    seen = result['predictions'][0].pred_instances.bboxes
-    assert np.allclose(seen, [[60, 10, 100, 70]], atol=0.01)
+def _persons(draw, photo):
+    return draw.predict(str(photo)).pred_instances.bboxes
+
+
+def test_every_given_person_is_drawn(checkpoints, photo):
+    boxes = [[60, 10, 40, 60], [70, 10, 40, 60], [60, 10, 40, 60]]  # IoU 0.6 and 1
+    draw = load_demo('pose', CONFIGS['pose'], checkpoints('pose'), 'cpu', boxes, score=1.0)
+    seen = _persons(draw, photo)
+    assert np.allclose(seen, [[60, 10, 100, 70], [70, 10, 110, 70], [60, 10, 100, 70]], atol=0.01)
+
+
+def test_without_boxes_the_image_is_the_person(checkpoints, photo):
+    draw = load_demo('pose', CONFIGS['pose'], checkpoints('pose'), 'cpu')
+    assert np.allclose(_persons(draw, photo), [[0, 0, 120, 80]], atol=0.01)
 
 
 def test_a_detector_finds_the_persons(checkpoints, photo, tmp_path):
-    detector = (CONFIGS['detection'], checkpoints('detection'), 0)
-    draw = load_demo('pose', CONFIGS['pose'], checkpoints('pose'), 'cpu', detector=detector)
+    pose, detector = checkpoints('pose'), (CONFIGS['detection'], checkpoints('detection'), 0)
+    draw = load_demo('pose', CONFIGS['pose'], pose, 'cpu', detector=detector, score=0.0)
+    boxes = _persons(draw, photo)
+    assert len(boxes) > 0 and (boxes[:, 2:] - boxes[:, :2] < [120, 80]).any()
     assert list(run_demo(draw, str(photo), str(tmp_path / 'out')))
 
 
-def test_given_boxes_are_corners():
-    (sample,) = GivenBoxes([[1, 2, 3, 4]])('image.jpg')['predictions']
-    assert sample.pred_instances.bboxes.tolist() == [[1, 2, 4, 6]]
+def test_where_a_detector_finds_nobody_nobody_is_drawn(checkpoints, photo, tmp_path):
+    pose, detector = checkpoints('pose'), (CONFIGS['detection'], checkpoints('detection'), 0)
+    draw = load_demo('pose', CONFIGS['pose'], pose, 'cpu', detector=detector, score=1.0)
+    (overlay,) = run_demo(draw, str(photo), str(tmp_path / 'out'))
+    before, after = cv2.imread(str(photo)), cv2.imread(overlay)
+    factor = after.shape[0] // before.shape[0]
+    assert np.array_equal(after, before.repeat(factor, 0).repeat(factor, 1))
+
+
+def test_a_class_that_the_detector_has_not_is_named(checkpoints):
+    pose, detector = checkpoints('pose'), (CONFIGS['detection'], checkpoints('detection'), 99)
+    with pytest.raises(UserError, match='has classes 0 to .*, and no 99'):
+        load_demo('pose', CONFIGS['pose'], pose, 'cpu', detector=detector)
+
+
+@pytest.mark.parametrize('box', [[1, 2, 0, 4], [1, 2, 3, -4], [float('nan'), 2, 3, 4]])
+def test_a_box_without_area_is_refused(box):
+    with pytest.raises(UserError, match='has no area'):
+        load_demo('pose', CONFIGS['pose'], 'x.pth', 'cpu', [box])
+
+
+def _write_video(path, frames):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*'MJPG'), 5.0, (120, 80))
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
 
 
 def test_a_folder_with_a_video(checkpoints, photo, tmp_path):
@@ -91,10 +127,8 @@ def test_a_folder_with_a_video(checkpoints, photo, tmp_path):
     folder.mkdir()
     photo.rename(folder / 'b.png')
     (folder / 'notes.txt').write_text('no image')
-    writer = cv2.VideoWriter(str(folder / 'a.avi'), cv2.VideoWriter.fourcc(*'MJPG'), 5.0, (120, 80))
-    for level in (0, 100, 200):
-        writer.write(np.full((80, 120, 3), level, np.uint8))
-    writer.release()
+    levels = (0, 100, 200)
+    _write_video(folder / 'a.avi', [np.full((80, 120, 3), each, np.uint8) for each in levels])
     task = 'classification'
     draw = load_demo(task, CONFIGS[task], checkpoints(task), 'cpu')
     overlays = list(run_demo(draw, str(folder), str(tmp_path / 'out')))
@@ -105,6 +139,36 @@ def test_a_folder_with_a_video(checkpoints, photo, tmp_path):
     while (frame := video.read())[0]:
         frames.append(np.median(frame[1]))
     assert len(frames) == 3 and frames == sorted(frames) and frames[2] - frames[0] > 150
+
+
+def test_a_video_that_ends_early_is_told(tmp_path, caplog):
+    whole, cut = tmp_path / 'whole.avi', tmp_path / 'cut.avi'
+    noise = np.random.default_rng(0).integers(0, 255, (10, 80, 120, 3), dtype=np.uint8)
+    _write_video(whole, noise)  # much larger than its header
+    list(run_demo(shutil.copy, str(whole), str(tmp_path / 'out')))
+    assert not caplog.records
+    content = whole.read_bytes()
+    cut.write_bytes(content[: len(content) // 2])
+    (overlay,) = run_demo(shutil.copy, str(cut), str(tmp_path / 'out'))
+    told = re.search(r'cut.avi: (\d+) of 10 frames could be read', caplog.text)
+    frames = cv2.VideoCapture(overlay).get(cv2.CAP_PROP_FRAME_COUNT)
+    assert told and 0 < int(told[1]) == frames < 10
+
+
+@pytest.mark.parametrize(
+    ('name', 'overlay'),
+    [('photo.jfif', 'photo.png'), ('photo', 'photo.png'), ('photo.JPG', 'photo.JPG')],
+)
+def test_an_image_of_any_name_gets_an_overlay(name, overlay, photo, tmp_path):
+    file = photo.rename(tmp_path / name)
+
+    def draw(image, overlay):
+        cv2.imwrite(overlay, cv2.imread(image))
+
+    assert list(run_demo(draw, str(file), str(tmp_path / 'out'))) == [
+        str(tmp_path / 'out' / overlay)
+    ]
+    assert cv2.imread(str(tmp_path / 'out' / overlay)).shape == (80, 120, 3)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +209,11 @@ def test_a_broken_file_is_named_and_nothing_is_written(name, tmp_path):
         (['pose', CONFIGS['pose'], 'x.pth', 'y.jpg'], 'x.pth'),
         (['pose', CONFIGS['pose'], 'x.pth', 'y.jpg', '--det-config', 'c.py'], 'give both'),
         (['detection', 'c.py', 'x.pth', 'y.jpg', '--box', '1', '2', '3', '4'], 'are for pose'),
+        (
+            ['pose', 'c.py', 'x.pth', 'y.jpg', '--box', '1', '2', '3', '4']
+            + ['--det-config', 'c.py', '--det-checkpoint', 'x.pth'],
+            'leave one out',
+        ),
     ],
 )
 def test_mistakes_are_said_in_one_line(arguments, message):

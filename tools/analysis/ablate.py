@@ -37,12 +37,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 
 from clustr_mm.analysis import PART_SETTINGS, Ablation, Row, build_settings, knob_settings
 from clustr_mm.analysis.mini_task import train_setting
 from clustr_mm.analysis.records import circumstances
 from clustr_mm.analysis.settings import backbone_arguments
 from clustr_mm.analysis.tables import Scores, cluster_table, cost_table, score_table, write_csv
+from clustr_mm.datasets.check import check_data_root
 from clustr_mm.datasets.files import find_images
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import (
@@ -51,15 +53,13 @@ from clustr_mm.engine.config import (
     load_config,
     set_data_root,
 )
-from clustr_mm.engine.options import CfgOptions, add_trust
+from clustr_mm.engine.options import CfgOptions, Parser, add_trust
 from clustr_mm.models.checkpoint import trust_checkpoints
 from clustr_mm.visualization.dots import Panel, plot_dots
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help="a config whose model's backbone is ClusTR")
     parser.add_argument(
         'checkpoint', nargs='?', help="weights with keys 'backbone.*'; without one they are random"
@@ -170,14 +170,29 @@ def plot(rows: Sequence[Row], scores: Scores, folder: str, title: str) -> None:
     plot_dots(names, panels, os.path.join(folder, 'clusters.png'), f'{title}; coarsest scale')
 
 
-def train(options: argparse.Namespace) -> dict[str, list[float]]:
-    """Trains every setting with every seed; the scores by setting."""
+def training_of(options: argparse.Namespace) -> tuple[Config, str]:
+    """What to train, and the metric that scores it: mistakes show before hours of measuring."""
     cfg = load_config(options.train)
     if options.data_root is not None:
         set_data_root(cfg, options.data_root)
     apply_cfg_options(cfg, options.cfg_options or {})
     clustr_backbone(cfg)
-    metric = options.metric or cfg.default_hooks.checkpoint.get('save_best')
+    for name in ('train_dataloader', 'val_dataloader', 'val_evaluator', 'optim_wrapper'):
+        if not cfg.get(name):
+            raise UserError(f'--train {options.train}: the config has no {name}; give another')
+    check_data_root(cfg, ('train', 'val'))
+    hooks = cfg.get('default_hooks') or {}
+    metric = options.metric or (hooks.get('checkpoint') or {}).get('save_best')
+    if not isinstance(metric, str) or metric == 'auto':
+        raise UserError(
+            f'--train {options.train}: the config saves no best checkpoint by one metric; '
+            'name the score with --metric'
+        )
+    return cfg, metric
+
+
+def train(options: argparse.Namespace, cfg: Config, metric: str) -> dict[str, list[float]]:
+    """Trains every setting with every seed; the scores by setting."""
     scores: dict[str, list[float]] = {}
     for seed in range(options.seeds):
         for setting in options.train_settings or options.settings:
@@ -209,7 +224,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths = list(find_images(options.images))
     models = build_settings(backbone, options.settings, options.checkpoint, options.seed)
     for setting in options.train_settings or ():
-        backbone_arguments(backbone, setting)  # a mistake shows before hours of measuring
+        backbone_arguments(backbone, setting)
+    training = training_of(options) if options.train else None
     ablation = Ablation({name: model.to(device) for name, model in models.items()}, options.rounds)
     facts = dict(
         config=os.path.basename(options.config),
@@ -231,9 +247,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_csv(csv_file, ablation.rows(), facts)
     rows = ablation.rows()
     scores: dict[str, list[float]] = {}
-    if options.train:
+    if training:
         facts['train'] = f'{os.path.basename(options.train)}, {options.iterations} iterations'
-        scores = train(options)
+        scores = train(options, *training)
     said = ', '.join(f'{key} {value}' for key, value in facts.items())
     seconds = 's/image' if device.type == 'cuda' else 'CPU s/image'
     tables = [cost_table(rows, seconds, scores), cluster_table(rows)]

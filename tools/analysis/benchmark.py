@@ -49,6 +49,7 @@ from clustr_mm.analysis.speed import Step, backbone_step, compare, model_step
 from clustr_mm.analysis.tasks import TASKS, build_task, make_batch, why_not_task
 from clustr_mm.clustering import BACKENDS, dpc_knn
 from clustr_mm.engine import UserError, run_tool
+from clustr_mm.engine.options import Parser
 
 DTYPES = ('float32', 'float16', 'bfloat16')
 
@@ -71,9 +72,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar='FOLDER',
         help='where the CSV files go (default work_dirs/benchmark)',
     )
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
 
     speed = commands.add_parser('speed', parents=[shared], help='backbones and whole models')

@@ -25,15 +25,14 @@ from clustr_mm.analysis.flops import PUBLISHED_KINDS, Count, Macs, count_macs
 from clustr_mm.analysis.tables import markdown_table
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import load_config
+from clustr_mm.engine.options import Parser
 
 TOLERANCE = 0.005  # of the total, between the ways of counting
 HEADS = {'linear': 'linear', 'convolution': 'conv', 'fine_attention': 'fine'}
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a config of mmdet, mmseg, mmpose or mmpretrain')
     parser.add_argument(
         '--shape', nargs=2, type=int, default=[224, 224], metavar=('H', 'W'), help='224 224'

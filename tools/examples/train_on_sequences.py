@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from clustr_mm import ClusterAttention
 from clustr_mm.engine import UserError, run_tool
+from clustr_mm.engine.options import Parser
 from clustr_mm.models import SelfAttention
 
 FEATURES = 32  # numbers of a token
@@ -154,9 +155,7 @@ def accuracy(model: Listener, batches: int = 32) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--steps', type=int, default=200, help='of training (200)')
     parser.add_argument('--seed', type=int, default=0, help='of the weights and the sequences')
     parser.add_argument(
