@@ -263,9 +263,9 @@ class ClusterAttention(nn.Module):
         for scale, kv in enumerate(self.kvs):
             labels, count = clusters.labels[scale], clusters.num_clusters[scale]
             if padding is None:
-                merged, present = merge_tokens(x, labels, count, weight_logits), None
+                merged, present = self.merge(x, labels, count, weight_logits), None
             else:  # padding is one cluster more, which nobody sees
-                merged = merge_tokens(x, labels, count + 1, weight_logits)[:, :count]
+                merged = self.merge(x, labels, count + 1, weight_logits)[:, :count]
                 present = padding.present[scale]  # (B, M)
             # merged: (B, M, C)
             if self.fine_scope == 'window' and scale > 0 and clusters.windows is not None:
@@ -275,6 +275,10 @@ class ClusterAttention(nn.Module):
             total = out if total is None else total + out
         out = self.proj(total)
         return out if padding is None else out.masked_fill(~padding.mask[..., None], 0)
+
+    def merge(self, x: Tensor, labels: Tensor | None, num_clusters: int, logits: Tensor) -> Tensor:
+        """Merges the tokens of every cluster, as ``clustr_mm.clustering.merge_tokens``."""
+        return merge_tokens(x, labels, num_clusters, logits)
 
     def _attend_in_windows(self, q: Tensor, kv: Tensor, windows: Windows, scale: int) -> Tensor:
         """Attends from every token to the clusters of its own window, (B, N, C)."""

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from clustr_mm.clustering.merge import EPS, merge_single_tokens
 from clustr_mm.clustering.traceable import dpc_knn_traceable
-from clustr_mm.models.cluster_attention import ClusterAttention, Clusters, attend
+from clustr_mm.models.cluster_attention import ClusterAttention, Clusters
 from clustr_mm.models.clustr import Block, ClusTR, Stage
 
 Module = TypeVar('Module', bound=nn.Module)
 
 
-class ExportableAttention(nn.Module):
+class ExportableAttention(ClusterAttention):
     """A cluster attention in exportable form, with the same results.
 
     Args:
@@ -34,42 +34,40 @@ class ExportableAttention(nn.Module):
     """
 
     def __init__(self, attention: ClusterAttention, dynamic: bool) -> None:
-        super().__init__()
         if dynamic and attention.cluster_window is not None:
             raise ValueError(
                 f'cluster_window is {attention.cluster_window}: windows depend on the size, which '
                 'a graph for any size does not know; export for one size, or set it to None'
             )
-        attention.backend = 'traceable'
-        self.attention = attention
+        super().__init__(
+            attention.q.in_features,
+            attention.num_heads,
+            attention.reduction,
+            attention.scales,
+            attention.k,
+            cluster_window=attention.cluster_window,
+            fine_scope=attention.fine_scope,
+            backend='traceable',
+        )
+        for name, module in attention.named_children():
+            setattr(self, name, module)
         self.dynamic = dynamic
 
     @torch.no_grad()
-    def cluster(self, x: Tensor, hw: tuple[int, int]) -> Clusters:
+    def cluster(
+        self, x: Tensor, hw: tuple[int, int] | None = None, mask: Tensor | None = None
+    ) -> Clusters:
         """Finds the clusters of tokens (B, N, C) of a map of H x W."""
         if not self.dynamic:
-            return self.attention.cluster(x, hw)
-        counts = self.attention.num_clusters(x.shape[1])
-        labels = dpc_knn_traceable(x, counts, self.attention.k)
-        return Clusters(tuple(labels), counts)
+            return super().cluster(x, hw, mask)
+        counts = self.num_clusters(x.shape[1])
+        return Clusters(tuple(dpc_knn_traceable(x, counts, self.k)), counts)
 
-    def forward(self, x: Tensor, hw: tuple[int, int], clusters: Clusters) -> Tensor:
-        """Attends from all tokens to the clusters, (B, N, C) to (B, N, C)."""
-        own = self.attention
-        q = own.q(x)  # (B, N, C)
-        logits = own.token_weight(x).squeeze(-1)  # (B, N)
-        outs = []
-        for scale, kv in enumerate(own.kvs):
-            labels, count = clusters.labels[scale], clusters.num_clusters[scale]
-            if labels is None:
-                merged = merge_single_tokens(x, logits)
-            else:
-                merged = merge_by_product(x, labels, count, logits)  # (B, M, C)
-            if own.fine_scope == 'window' and scale > 0 and clusters.windows is not None:
-                outs.append(own._attend_in_windows(q, kv(merged), clusters.windows, scale))
-            else:
-                outs.append(attend(q, kv(merged), own.num_heads))
-        return own.proj(sum(outs[1:], outs[0]))
+    def merge(self, x: Tensor, labels: Tensor | None, num_clusters: int, logits: Tensor) -> Tensor:
+        """Merges the tokens of every cluster by standard operations."""
+        if labels is None:
+            return merge_single_tokens(x, logits)
+        return merge_by_product(x, labels, num_clusters, logits)
 
 
 def merge_by_product(x: Tensor, labels: Tensor, num_clusters: int, logits: Tensor) -> Tensor:
@@ -114,5 +112,5 @@ def make_exportable(model: Module, dynamic: bool = True) -> Module:
             for each in cast(Stage, stage).blocks:
                 block = cast(Block, each)
                 if isinstance(block.attn, ClusterAttention):
-                    block.attn = cast(ClusterAttention, ExportableAttention(block.attn, dynamic))
+                    block.attn = ExportableAttention(block.attn, dynamic)
     return model
