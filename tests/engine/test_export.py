@@ -128,17 +128,8 @@ def test_onnx_runtime_computes_what_pytorch_does(program, narrow, tmp_path, monk
     assert len(found) == 6 and all(value < TOLERANCE for value in found.values())
 
 
-@needs_onnx
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ('name', 'static'),
-    [
-        ('semfpn_clustr_t_ade20k', False),
-        ('upernet_clustr_t_mini', False),
-        ('upernet_clustr_t_mini', True),
-    ],
-)
-def test_segmentation_models(name, static, tmp_path):
+def segmentor(name):
+    """A config's segmentation model on the small backbone."""
     pytest.importorskip('mmseg')
     cfg = Config.fromfile(str(CONFIGS / 'mmseg' / f'{name}.py'))
     cfg.model.backbone.arch = ARCH
@@ -150,7 +141,32 @@ def test_segmentation_models(name, static, tmp_path):
     cfg.model.auxiliary_head = None
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmseg'):
-        graph = SegmentorGraph(MODELS.build(cfg.model)).eval()
+        return MODELS.build(cfg.model).eval()
+
+
+@pytest.mark.parametrize('name', ['semfpn_clustr_t_ade20k', 'upernet_clustr_t_mini'])
+def test_the_graph_of_a_segmentation_model_gives_its_scores(name):
+    model = segmentor(name)
+    images = torch.randn(2, 3, 97, 131)
+    with torch.no_grad():
+        expected = model.encode_decode(images, [dict(img_shape=(97, 131))] * 2)
+        found = SegmentorGraph(model).eval()(images)
+    assert found.shape == (2, model.num_classes, 97, 131)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@needs_onnx
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ('name', 'static'),
+    [
+        ('semfpn_clustr_t_ade20k', False),
+        ('upernet_clustr_t_mini', False),
+        ('upernet_clustr_t_mini', True),
+    ],
+)
+def test_segmentation_models(name, static, tmp_path):
+    graph = SegmentorGraph(segmentor(name)).eval()
     path = str(tmp_path / 'model.onnx')
     to_onnx(to_program(graph, (97, 131), dynamic=not static), path)
     sizes = [(97, 131)] if static else SIZES
