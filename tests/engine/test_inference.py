@@ -87,11 +87,18 @@ def test_without_boxes_the_image_is_the_person(checkpoints, photo):
 
 
 def test_a_detector_finds_the_persons(checkpoints, photo, tmp_path):
-    pose, detector = checkpoints('pose'), (CONFIGS['detection'], checkpoints('detection'), 0)
-    draw = load_demo('pose', CONFIGS['pose'], pose, 'cpu', detector=detector, score=0.0)
-    boxes = _persons(draw, photo)
-    assert len(boxes) > 0 and (boxes[:, 2:] - boxes[:, :2] < [120, 80]).any()
+    detector = (CONFIGS['detection'], checkpoints('detection'))
+    detect = load_demo('detection', *detector, 'cpu').inferencer
+    found = detect(str(photo), return_datasamples=True)['predictions'][0].pred_instances
+    category = int(found.labels.mode().values)
+    draw = load_demo(
+        'pose', CONFIGS['pose'], checkpoints('pose'), 'cpu', (), (*detector, category), score=0.0
+    )
     assert list(run_demo(draw, str(photo), str(tmp_path / 'out')))
+    seen = _persons(draw, photo)
+    persons = found[found.labels == category].bboxes.numpy()
+    assert len(seen) > 1, 'the whole image is one'
+    assert all(np.abs(persons - box).max(1).min() < 0.01 for box in seen)
 
 
 def test_where_a_detector_finds_nobody_nobody_is_drawn(checkpoints, photo, tmp_path):
