@@ -86,6 +86,18 @@ def test_without_boxes_the_image_is_the_person(checkpoints, photo):
     assert np.allclose(_persons(draw, photo), [[0, 0, 120, 80]], atol=0.01)
 
 
+def test_the_tool_draws_the_persons_that_it_is_given(checkpoints, photo, tmp_path, capsys):
+    out = tmp_path / 'out'
+    place = ['--box', '60', '10', '40', '60', '--out-dir', str(out), '--device', 'cpu']
+    TOOL['main'](['pose', CONFIGS['pose'], checkpoints('pose'), str(photo), *place])
+    assert capsys.readouterr().out.split()[-1] == str(out / 'photo.png')
+    before, after = (cv2.imread(str(path)).astype(int) for path in (photo, out / 'photo.png'))
+    factor = len(after) // len(before)
+    changed = np.abs(after - before.repeat(factor, 0).repeat(factor, 1)).max(2) > 60
+    left, top = 60 * factor, 10 * factor
+    assert changed[top - 2 : top + 3, left : left + 40 * factor].any(0).mean() > 0.9, 'its edge'
+
+
 def test_a_detector_finds_the_persons(checkpoints, photo, tmp_path):
     detector = (CONFIGS['detection'], checkpoints('detection'))
     detect = load_demo('detection', *detector, 'cpu').inferencer

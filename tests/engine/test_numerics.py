@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import runpy
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,20 @@ def test_a_step_is_computed_again(tmp_path):
     assert result.gradients == ['layer.weight']
     assert result.first is None
     assert 'layer.weight' in report(result)
+
+
+def test_the_tool_says_what_it_computed(tmp_path, capsys):
+    make_runner(tmp_path, [1, NAN, 2]).train()
+    capsys.readouterr()
+    tool = runpy.run_path(str(Path(__file__).parents[2] / 'tools' / 'replay.py'))
+    tool['main']([str(tmp_path / 'numerics' / 'step_2_process_0.pth'), '--device', 'cpu'])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-5:-3] == ['file: image_2.png', 'file: image_3.png']
+    assert lines[-3] == 'loss: nan (in the run: nan)'
+    assert lines[-2] == (
+        'first output that is not finite: data_preprocessor (BaseDataPreprocessor)'
+    )
+    assert lines[-1].startswith('gradients that are not finite: 4 (layer.weight, ')
 
 
 def test_the_first_output_that_is_no_number_is_found(tmp_path):
