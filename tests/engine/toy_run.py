@@ -12,8 +12,8 @@ from mmengine.registry import DATASETS, METRICS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
+from clustr_mm.engine.launch import build_runner
 from clustr_mm.engine.resuming import make_resumable
-from clustr_mm.engine.runner import StrictRunner
 
 _RUNS = itertools.count()
 VALIDATION = dict(
@@ -109,9 +109,9 @@ def make_config(folder, epochs: bool, saving: dict[str, Any] | None = None, **ch
     return cfg
 
 
-def run(cfg: Config) -> StrictRunner:
+def run(cfg: Config) -> Any:
     """Trains as launch.train does."""
     make_resumable(cfg)
-    runner = StrictRunner.from_cfg(cfg)
+    runner = build_runner(cfg)
     runner.train()
     return runner
