@@ -91,9 +91,12 @@ def make_runner(
             sampler=dict(type='DefaultSampler', shuffle=False),
         ),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=len(values)),
-        optim_wrapper=dict(
-            type=wrapper, optimizer=dict(type='SGD', lr=0.1), accumulative_counts=accumulate, **more
-        ),
+        optim_wrapper={
+            'type': wrapper,
+            'optimizer': dict(type='SGD', lr=0.1),
+            'accumulative_counts': accumulate,
+            **more,
+        },
         default_hooks=dict(checkpoint=None),
         custom_hooks=[
             dict(type='SeedHook'),
@@ -167,10 +170,16 @@ def test_of_accumulated_steps_the_guilty_one_is_named(tmp_path, bad):
     assert log_of(runner).count('left out a step') == 1
 
 
+# A fused optimizer asks the gradient scaler itself.
+fused_too = pytest.mark.parametrize('fused', [False, True], ids=['each', 'fused'])
+
+
 @needs_cpu_scaler
-def test_the_gradient_scaler_may_leave_out_steps(tmp_path):
+@fused_too
+def test_the_gradient_scaler_may_leave_out_steps(tmp_path, fused):
     # Gradients beyond bfloat16 and float32 alike: the scale is halved until they fit.
     options = dict(wrapper='CpuAmp', init_scale=2.0**127)
+    options['optimizer'] = dict(type='SGD', lr=0.1, fused=fused)
     runner = make_runner(tmp_path, [1] * 8, dict(stop_after=1), **options)
     runner.train()
     assert runner.optim_wrapper.loss_scaler.get_scale() < 2.0**127
@@ -179,8 +188,10 @@ def test_the_gradient_scaler_may_leave_out_steps(tmp_path):
 
 @needs_cpu_scaler
 @pytest.mark.parametrize('bad', [NAN, 9.0], ids=['loss', 'gradient'])
-def test_faults_are_seen_through_the_gradient_scaler(tmp_path, bad):
+@fused_too
+def test_faults_are_seen_through_the_gradient_scaler(tmp_path, bad, fused):
     options = dict(wrapper='CpuAmp', init_scale=1.0)
+    options['optimizer'] = dict(type='SGD', lr=0.1, fused=fused)
     runner = make_runner(tmp_path, [1] + [bad] * 4, dict(stop_after=2), **options)
     with pytest.raises(UserError, match='of step 3'):
         runner.train()
