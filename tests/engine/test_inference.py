@@ -8,9 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
-from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.logging import MMLogger
+from small import write_checkpoint
 
 from clustr_mm.engine import UserError
 from clustr_mm.engine.inference import TASKS, load_demo, run_demo
@@ -31,18 +30,20 @@ def checkpoints(tmp_path_factory):
     def make(task: str) -> str:
         pytest.importorskip(TASKS[task])
         if task not in made:
-            cfg = Config.fromfile(CONFIGS[task])
-            torch.manual_seed(0)
-            with DefaultScope.overwrite_default_scope(cfg.default_scope):
-                model = MODELS.build(cfg.model)
-                dataset = {**cfg.test_dataloader.dataset, 'lazy_init': True}
-                meta = DATASETS.build(dataset).metainfo
             made[task] = str(folder / f'{task}.pth')
-            content = dict(state_dict=model.state_dict(), meta=dict(dataset_meta=meta))
-            torch.save(content, made[task])
+            write_checkpoint(CONFIGS[task], made[task])
         return made[task]
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def same_log_level():
+    """The tool quietens the log, of the whole process."""
+    logger = MMLogger.get_current_instance()
+    before = logger.level
+    yield
+    logger.setLevel(before)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What depends on there being several processes, or on one that a launcher started."""
 
-import socket
 import time
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
+from ports import free_port
 from small import NARROW
 from torch import multiprocessing
 
@@ -19,10 +19,9 @@ PATIENCE = 300  # seconds, for a busy machine
 
 def in_processes(target, count, *arguments):
     """Runs ``target(rank, *arguments)`` in processes that find themselves started by torchrun."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.spawn(_enter, (target, count, port, arguments), count, join=False)
+    context = multiprocessing.spawn(
+        _enter, (target, count, free_port(), arguments), count, join=False
+    )
     end = time.monotonic() + PATIENCE
     while not context.join(1):
         if time.monotonic() > end:
