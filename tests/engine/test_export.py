@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, DefaultScope
 from small import NARROW
 
 from clustr_mm import ClusTR, merge_tokens
-from clustr_mm.engine import UserError
+from clustr_mm.engine import UserError, export
 from clustr_mm.engine.export import AdaptivePool, SegmentorGraph, differences, to_onnx, to_program
 from clustr_mm.models.exportable import make_exportable, merge_by_product
 
@@ -89,6 +89,24 @@ def test_the_whole_backbone_compiles_without_a_break(backend):
 @pytest.fixture(scope='module')
 def program():
     return to_program(small(), (64, 96))
+
+
+class OfOneSize(torch.nn.Module):
+    """What no graph for any size can be made of."""
+
+    def forward(self, images):
+        return images.reshape(-1, 3, 64, 96)
+
+
+def test_what_cannot_be_exported_is_said_in_one_line(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match='OfOneSize cannot be exported for any size .*--static'):
+        to_program(OfOneSize(), (64, 96))
+    monkeypatch.setattr(export, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match='ONNX needs onnx, .*; pip install onnx onnxruntime'):
+        to_onnx(None, str(tmp_path / 'model.onnx'))
+    monkeypatch.setattr(torch.onnx, 'export', lambda model, path: None)
+    with pytest.raises(UserError, match='is too old to export; use 2.9 or newer'):
+        to_program(OfOneSize(), (64, 96))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.logging import MMLogger
 from small import write_checkpoint
 
@@ -239,6 +240,13 @@ def test_a_broken_file_is_named_and_nothing_is_written(name, tmp_path):
 def test_mistakes_are_said_in_one_line(arguments, message):
     with pytest.raises((UserError, ValueError), match=message):
         TOOL['main']([*arguments, '--device', 'cpu'])
+
+
+def test_a_checkpoint_without_classes_is_named(tmp_path):
+    path = tmp_path / 'weights.pth'
+    torch.save(dict(state_dict={}), path)
+    with pytest.raises(UserError, match='weights.pth does not name its classes'):
+        load_demo('classification', CONFIGS['classification'], str(path), 'cpu')
 
 
 def test_what_is_no_input_is_named(tmp_path):
