@@ -1,5 +1,6 @@
 """A model of one layer with chance in data and model, so that whole runs take no time."""
 
+import copy
 import itertools
 from typing import Any
 
@@ -105,7 +106,7 @@ def make_config(folder, epochs: bool, saving: dict[str, Any] | None = None, **ch
             log_level='WARNING',
         )
     )
-    cfg.merge_from_dict(changes)
+    cfg.merge_from_dict(copy.deepcopy(changes))  # it sets keys in what is shared, too
     return cfg
 
 
