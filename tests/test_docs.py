@@ -32,14 +32,36 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r'[^\w\s-]', '', each).strip().lower().replace(' ', '-') for each in headings}
 
 
+# In inline code and in blocks; a backslash goes on in the next line.
+_PYTHON = r'(?:\w+=\S+ )*python tools/'
+_SHELL = r'(?:\w+=\S+ )*tools/\w+\.sh '
+_INLINE = re.compile(rf'`((?:{_PYTHON}|{_SHELL})[^`]+)`')
+_BLOCK = re.compile(rf'^ {{4,}}((?:{_PYTHON}|{_SHELL})(?:.*\\\n)*.*)$', re.MULTILINE)
+
+
 def _commands() -> Iterator[tuple[str, str]]:
-    """Yields (page, command) for every `python tools/...` in inline code and in blocks."""
+    """Yields (page, command) for every call of a tool with arguments."""
     for page in PAGES:
         text = page.read_text()
-        found = re.findall(r'`(python tools/[^`]+)`', text)
-        found += re.findall(r'^ {4,}(python tools/.*)$', text, re.MULTILINE)
-        for command in found:
-            yield page.name, ' '.join(command.split())
+        for command in _INLINE.findall(text) + _BLOCK.findall(text):
+            yield page.name, ' '.join(command.replace('\\\n', ' ').split())
+
+
+def _words(command: str) -> tuple[str, list[str]]:
+    """The tool in Python that a command starts, directly or by a launcher, and its arguments."""
+    words = shlex.split(re.sub(r'\[options of .*\]', '', command))
+    while '=' in words[0]:  # what it sets in the environment
+        del words[0]
+    if words[0] == 'python':
+        return words[1], words[2:]
+    tool, *arguments = words
+    launcher, job = Path(tool).stem.split('_')
+    if launcher == 'slurm':
+        del arguments[:2]  # PARTITION JOB_NAME
+    else:
+        processes = arguments.pop(1 if job == 'train' else 2)
+        assert processes == 'GPUS' or processes.isdigit()
+    return f'tools/{job}.py', arguments
 
 
 COMMANDS = sorted(set(_commands()))
@@ -73,7 +95,7 @@ def test_commands_are_understood(
     page: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """The tool's own parser reads the command; what it would do is left out."""
-    _, tool, *arguments = shlex.split(command)
+    tool, arguments = _words(command)
     spec = importlib.util.spec_from_file_location('documented_tool', ROOT / tool)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -99,16 +121,38 @@ def test_commands_are_understood(
 def test_every_documented_tool_is_run_somewhere() -> None:
     rows = re.findall(r'^\| (.*) \| (.*) \|$', (ROOT / 'docs' / 'commands.md').read_text(), re.M)
     run_by = {tool: by for tools, by in rows for tool in re.findall(r'`(tools/[^`]+)`', tools)}
-    assert not {command.split()[1] for _, command in COMMANDS} - set(run_by)
+    named = {
+        tool for _, command in COMMANDS for tool in re.findall(r'tools/\S+\.(?:py|sh)', command)
+    }
+    assert not named - set(run_by)
     for tool, by in run_by.items():
         assert (ROOT / tool).exists()
         tests = re.findall(r'`(tests/[^`]+)`', by)
         assert tests or '2026' in by
-        assert all((ROOT / test).exists() for test in tests)
+        for test in tests:
+            assert Path(tool).name in (ROOT / test).read_text(), f'{test} does not run {tool}'
 
 
 def test_there_are_commands_to_check() -> None:
     assert len(COMMANDS) > 20
+    assert sum('.sh ' in command for _, command in COMMANDS) > 5
+    assert sum('val_interval' in command for _, command in COMMANDS) == 1, 'of a third line'
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_a_command_that_goes_on_says_so(page: Path) -> None:
+    """Pasted without a backslash its first line would run by itself."""
+    lines = page.read_text().splitlines()
+    commands = [
+        at for at, line in enumerate(lines) if re.match(rf' {{4}}({_PYTHON}|{_SHELL})', line)
+    ]
+    broken = []
+    for at in commands:
+        while lines[at].endswith('\\'):
+            at += 1
+        if at + 1 < len(lines) and re.match(r' {5,}\S| {4}-', lines[at + 1]):
+            broken.append(lines[at])
+    assert not broken
 
 
 def test_the_newcomers_path_to_three_classes(

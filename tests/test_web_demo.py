@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS, DefaultScope
 from PIL import Image
+from ports import free_port
+from small import write_checkpoint
 
 from clustr_mm.engine import UserError
 
@@ -51,20 +50,9 @@ FLAGS = (
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A segmentation model of random weights, as training writes it."""
     pytest.importorskip('mmseg')
-    cfg = Config.fromfile(CONFIG)
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope('mmseg'):
-        model = MODELS.build(cfg.model)
-        meta = DATASETS.build({**cfg.test_dataloader.dataset, 'lazy_init': True}).metainfo
     path = tmp_path_factory.mktemp('checkpoint') / 'model.pth'
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=meta)), path)
+    write_checkpoint(CONFIG, path)
     return path
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        return listener.getsockname()[1]
 
 
 @contextlib.contextmanager
@@ -107,7 +95,7 @@ def page(
     checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, subprocess.Popen]]:
     pytest.importorskip('gradio', reason="the extra 'web' is not installed")
-    with _server(checkpoint, tmp_path_factory.mktemp('server'), _free_port()) as started:
+    with _server(checkpoint, tmp_path_factory.mktemp('server'), free_port()) as started:
         yield started
 
 

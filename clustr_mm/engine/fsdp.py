@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from mmengine._strategy import FSDPStrategy
 from mmengine.device import get_device
-from mmengine.optim import OptimWrapper
 from mmengine.registry import STRATEGIES
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -66,7 +65,8 @@ class StrictFSDPStrategy(FSDPStrategy):
             BaseOptimWrapper: The optimizer's wrapper.
         """
         wrapper = super().build_optim_wrapper(optim_wrapper, model)
-        if isinstance(wrapper, OptimWrapper) and wrapper.clip_func is nn.utils.clip_grad_norm_:
+        # Without clip_grad an OptimWrapper has no such attribute.
+        if getattr(wrapper, 'clip_func', None) is nn.utils.clip_grad_norm_:
             wrapper.clip_func = self._clip_grad_norm
         return wrapper
 

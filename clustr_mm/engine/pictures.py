@@ -109,13 +109,18 @@ def draw_sample(visualizer: Any, sample: Any, out_file: str, **how: Any) -> None
 
     image = mmcv.imread(sample.img_path, channel_order='rgb')
     factor = max(1, round(_SIDE / min(image.shape[:2])))
-    if hasattr(visualizer, 'visualize_cls'):
-        how['rescale_factor'] = factor
-        visualizer.visualize_cls(image, sample, out_file=out_file, **how)
-        return
-    if factor > 1:
-        image, sample = _enlarge(image, sample, factor)
-    visualizer.add_datasample('picture', image, sample, out_file=out_file, **how)
+    chance = np.random.get_state()
+    np.random.seed(0)  # mmdet varies the masks' colours; a picture is to be the same every time
+    try:
+        if hasattr(visualizer, 'visualize_cls'):
+            how['rescale_factor'] = factor
+            visualizer.visualize_cls(image, sample, out_file=out_file, **how)
+            return
+        if factor > 1:
+            image, sample = _enlarge(image, sample, factor)
+        visualizer.add_datasample('picture', image, sample, out_file=out_file, **how)
+    finally:
+        np.random.set_state(chance)
 
 
 def _enlarge(image: np.ndarray, sample: Any, factor: int) -> tuple[np.ndarray, Any]:

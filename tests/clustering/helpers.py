@@ -30,3 +30,6 @@ def assert_invariants(
         nearest = d2[b][:, centres].amin(1)
         own = d2[b].gather(1, centres[labels[b]][:, None]).squeeze(1)
         assert (own - nearest <= tolerance * scale).all(), 'every token is at minimal distance'
+        place = x[b].unique(dim=0, return_inverse=True)[1]  # equal where tokens coincide
+        on_a_centre = torch.isin(place, place[centres])
+        assert (place[centres[labels[b]]] == place)[on_a_centre].all(), 'at distance 0, exactly'

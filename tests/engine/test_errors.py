@@ -1,15 +1,18 @@
 """A user's mistake is one line, however deep it happened; a bug stays a bug."""
 
 import errno
+import signal
 
 import pytest
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, MODELS
 from torch.utils.data import DataLoader, Dataset
+from toy_run import make_config
 
 from clustr_mm import ClusTR
 from clustr_mm.datasets import DataFileError
-from clustr_mm.engine import UserError, explain, run_tool
+from clustr_mm.engine import UserError, explain, run_tool, train
 from clustr_mm.engine.errors import explained
 
 
@@ -96,12 +99,28 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, place):
     assert 'a file' in line and '\n' not in line
 
 
-def test_an_interruption_says_what_goes_on_from_it(capsys):
-    def train(_):
-        raise KeyboardInterrupt('--resume goes on')
+@HOOKS.register_module()
+class Interrupts(Hook):
+    """Ctrl-C after the fifth step."""
 
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 4:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupted_training_says_how_it_goes_on(tmp_path, capsys):
+    cfg = make_config(tmp_path / 'run', epochs=False)
+    cfg.custom_hooks = [dict(type='Interrupts', priority='LOWEST')]
+    cfg.dump(tmp_path / 'toy.py')
+    assert run_tool(lambda _: train([str(tmp_path / 'toy.py'), '--device', 'cpu'])) == 130
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if 'interrupted' in each]
+    assert line == 'error: interrupted; --resume goes on from the newest checkpoint'
+    assert (tmp_path / 'run' / 'iter_5.pth').is_file()
+
+
+def test_an_interruption_elsewhere_is_one_word(capsys):
     def draw(_):
         raise KeyboardInterrupt
 
-    assert run_tool(train) == run_tool(draw) == 130
-    assert capsys.readouterr().err == 'error: interrupted; --resume goes on\nerror: interrupted\n'
+    assert run_tool(draw) == 130
+    assert capsys.readouterr().err == 'error: interrupted\n'

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.logging import MMLogger
+from small import write_checkpoint
 
 from clustr_mm.engine import UserError
 from clustr_mm.engine.inference import TASKS, load_demo, run_demo
@@ -31,18 +31,20 @@ def checkpoints(tmp_path_factory):
     def make(task: str) -> str:
         pytest.importorskip(TASKS[task])
         if task not in made:
-            cfg = Config.fromfile(CONFIGS[task])
-            torch.manual_seed(0)
-            with DefaultScope.overwrite_default_scope(cfg.default_scope):
-                model = MODELS.build(cfg.model)
-                dataset = {**cfg.test_dataloader.dataset, 'lazy_init': True}
-                meta = DATASETS.build(dataset).metainfo
             made[task] = str(folder / f'{task}.pth')
-            content = dict(state_dict=model.state_dict(), meta=dict(dataset_meta=meta))
-            torch.save(content, made[task])
+            write_checkpoint(CONFIGS[task], made[task])
         return made[task]
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def same_log_level():
+    """The tool quietens the log, of the whole process."""
+    logger = MMLogger.get_current_instance()
+    before = logger.level
+    yield
+    logger.setLevel(before)
 
 
 @pytest.fixture
@@ -86,12 +88,31 @@ def test_without_boxes_the_image_is_the_person(checkpoints, photo):
     assert np.allclose(_persons(draw, photo), [[0, 0, 120, 80]], atol=0.01)
 
 
+def test_the_tool_draws_the_persons_that_it_is_given(checkpoints, photo, tmp_path, capsys):
+    out = tmp_path / 'out'
+    place = ['--box', '60', '10', '40', '60', '--out-dir', str(out), '--device', 'cpu']
+    TOOL['main'](['pose', CONFIGS['pose'], checkpoints('pose'), str(photo), *place])
+    assert capsys.readouterr().out.split()[-1] == str(out / 'photo.png')
+    before, after = (cv2.imread(str(path)).astype(int) for path in (photo, out / 'photo.png'))
+    factor = len(after) // len(before)
+    changed = np.abs(after - before.repeat(factor, 0).repeat(factor, 1)).max(2) > 60
+    left, top = 60 * factor, 10 * factor
+    assert changed[top - 2 : top + 3, left : left + 40 * factor].any(0).mean() > 0.9, 'its edge'
+
+
 def test_a_detector_finds_the_persons(checkpoints, photo, tmp_path):
-    pose, detector = checkpoints('pose'), (CONFIGS['detection'], checkpoints('detection'), 0)
-    draw = load_demo('pose', CONFIGS['pose'], pose, 'cpu', detector=detector, score=0.0)
-    boxes = _persons(draw, photo)
-    assert len(boxes) > 0 and (boxes[:, 2:] - boxes[:, :2] < [120, 80]).any()
+    detector = (CONFIGS['detection'], checkpoints('detection'))
+    detect = load_demo('detection', *detector, 'cpu').inferencer
+    found = detect(str(photo), return_datasamples=True)['predictions'][0].pred_instances
+    category = int(found.labels.mode().values)
+    draw = load_demo(
+        'pose', CONFIGS['pose'], checkpoints('pose'), 'cpu', (), (*detector, category), score=0.0
+    )
     assert list(run_demo(draw, str(photo), str(tmp_path / 'out')))
+    seen = _persons(draw, photo)
+    persons = found[found.labels == category].bboxes.numpy()
+    assert len(seen) > 1, 'the whole image is one'
+    assert all(np.abs(persons - box).max(1).min() < 0.01 for box in seen)
 
 
 def test_where_a_detector_finds_nobody_nobody_is_drawn(checkpoints, photo, tmp_path):
@@ -219,6 +240,13 @@ def test_a_broken_file_is_named_and_nothing_is_written(name, tmp_path):
 def test_mistakes_are_said_in_one_line(arguments, message):
     with pytest.raises((UserError, ValueError), match=message):
         TOOL['main']([*arguments, '--device', 'cpu'])
+
+
+def test_a_checkpoint_without_classes_is_named(tmp_path):
+    path = tmp_path / 'weights.pth'
+    torch.save(dict(state_dict={}), path)
+    with pytest.raises(UserError, match='weights.pth does not name its classes'):
+        load_demo('classification', CONFIGS['classification'], str(path), 'cpu')
 
 
 def test_what_is_no_input_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import runpy
 from pathlib import Path
 
 import pytest
@@ -90,9 +91,12 @@ def make_runner(
             sampler=dict(type='DefaultSampler', shuffle=False),
         ),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=len(values)),
-        optim_wrapper=dict(
-            type=wrapper, optimizer=dict(type='SGD', lr=0.1), accumulative_counts=accumulate, **more
-        ),
+        optim_wrapper={
+            'type': wrapper,
+            'optimizer': dict(type='SGD', lr=0.1),
+            'accumulative_counts': accumulate,
+            **more,
+        },
         default_hooks=dict(checkpoint=None),
         custom_hooks=[
             dict(type='SeedHook'),
@@ -166,10 +170,16 @@ def test_of_accumulated_steps_the_guilty_one_is_named(tmp_path, bad):
     assert log_of(runner).count('left out a step') == 1
 
 
+# A fused optimizer asks the gradient scaler itself.
+fused_too = pytest.mark.parametrize('fused', [False, True], ids=['each', 'fused'])
+
+
 @needs_cpu_scaler
-def test_the_gradient_scaler_may_leave_out_steps(tmp_path):
+@fused_too
+def test_the_gradient_scaler_may_leave_out_steps(tmp_path, fused):
     # Gradients beyond bfloat16 and float32 alike: the scale is halved until they fit.
     options = dict(wrapper='CpuAmp', init_scale=2.0**127)
+    options['optimizer'] = dict(type='SGD', lr=0.1, fused=fused)
     runner = make_runner(tmp_path, [1] * 8, dict(stop_after=1), **options)
     runner.train()
     assert runner.optim_wrapper.loss_scaler.get_scale() < 2.0**127
@@ -178,8 +188,10 @@ def test_the_gradient_scaler_may_leave_out_steps(tmp_path):
 
 @needs_cpu_scaler
 @pytest.mark.parametrize('bad', [NAN, 9.0], ids=['loss', 'gradient'])
-def test_faults_are_seen_through_the_gradient_scaler(tmp_path, bad):
+@fused_too
+def test_faults_are_seen_through_the_gradient_scaler(tmp_path, bad, fused):
     options = dict(wrapper='CpuAmp', init_scale=1.0)
+    options['optimizer'] = dict(type='SGD', lr=0.1, fused=fused)
     runner = make_runner(tmp_path, [1] + [bad] * 4, dict(stop_after=2), **options)
     with pytest.raises(UserError, match='of step 3'):
         runner.train()
@@ -197,6 +209,20 @@ def test_a_step_is_computed_again(tmp_path):
     assert result.gradients == ['layer.weight']
     assert result.first is None
     assert 'layer.weight' in report(result)
+
+
+def test_the_tool_says_what_it_computed(tmp_path, capsys):
+    make_runner(tmp_path, [1, NAN, 2]).train()
+    capsys.readouterr()
+    tool = runpy.run_path(str(Path(__file__).parents[2] / 'tools' / 'replay.py'))
+    tool['main']([str(tmp_path / 'numerics' / 'step_2_process_0.pth'), '--device', 'cpu'])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-5:-3] == ['file: image_2.png', 'file: image_3.png']
+    assert lines[-3] == 'loss: nan (in the run: nan)'
+    assert lines[-2] == (
+        'first output that is not finite: data_preprocessor (BaseDataPreprocessor)'
+    )
+    assert lines[-1].startswith('gradients that are not finite: 4 (layer.weight, ')
 
 
 def test_the_first_output_that_is_no_number_is_found(tmp_path):

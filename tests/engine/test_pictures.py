@@ -1,11 +1,12 @@
 """A picture of every image: names that do not collide, small images enlarged."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.structures import InstanceData, PixelData
 
-from clustr_mm.engine.pictures import PictureHook, _enlarge
+from clustr_mm.engine.pictures import PictureHook, _enlarge, draw_sample
 
 
 def test_images_of_one_name_get_pictures_of_their_own(tmp_path):
@@ -48,3 +49,27 @@ def test_boxes_masks_and_keypoints_grow_with_their_image():
     assert large.pred_instances.keypoints.tolist() == [[[1.5, 3.0]]]
     assert sample.gt_instances.bboxes.tensor.tolist() == [[0, 0, 2, 1]]
     assert sample.pred_instances.bboxes.tolist() == [[0, 0, 1, 1]]
+
+
+def test_a_picture_is_the_same_every_time(tmp_path):
+    detection = pytest.importorskip('mmdet.structures')
+    visualizer = pytest.importorskip('mmdet.visualization').DetLocalVisualizer()
+    visualizer.dataset_meta = dict(classes=('cat',))
+    photo = str(tmp_path / 'photo.png')
+    cv2.imwrite(photo, np.zeros((40, 60, 3), np.uint8))
+    sample = detection.DetDataSample(metainfo=dict(img_path=photo))
+    sample.pred_instances = InstanceData(
+        bboxes=torch.tensor([[10.0, 10, 50, 30]]),
+        labels=torch.tensor([0]),
+        scores=torch.tensor([0.9]),
+        masks=torch.ones(1, 40, 60, dtype=torch.bool),
+    )
+    drawn = []
+    for seed in range(2):
+        np.random.seed(seed)
+        expected = np.random.RandomState(seed).rand()
+        draw_sample(visualizer, sample, str(tmp_path / f'{seed}.png'), draw_gt=False)
+        assert np.random.rand() == expected, 'and drawing has no part in the chance of others'
+        drawn.append((tmp_path / f'{seed}.png').read_bytes())
+    assert drawn[0] == drawn[1]
+    assert cv2.imread(str(tmp_path / '0.png')).any()

@@ -119,9 +119,19 @@ def test_a_validation_that_was_no_best_is_not_made_again(tmp_path):
     done = run(make_config(tmp_path, False, saving, **changes))
     assert done.message_hub.get_scalar('val/acc').data[1].sum() == 3
     again = run(make_config(tmp_path, False, saving, resume=True, **changes))
-    assert 'val/acc' not in again.message_hub.log_scalars or (
-        again.message_hub.get_scalar('val/acc').data[1].sum() == 2
-    ), 'the two before the checkpoint, which it holds'
+    validations = again.message_hub.get_scalar('val/acc').data[1].sum()
+    assert validations == 2, 'the two before the checkpoint, which it holds'
+
+
+def test_an_earlier_runs_validation_is_none_of_a_new_one(tmp_path):
+    changes = {'train_cfg.val_interval': 4, **VALIDATION}
+    run(make_config(tmp_path, False, **changes))
+    assert (tmp_path / 'last_validation').read_text() == '12'
+    # The new one is stopped before it validates at 4, and later than the earlier one's note.
+    run(make_config(tmp_path, False))
+    assert not (tmp_path / 'last_validation').exists()
+    left = run(make_config(tmp_path, False, resume=True, **changes))
+    assert left.message_hub.get_scalar('val/acc').data[1].sum() == 1, 'that of step 12'
 
 
 def test_a_loop_given_as_a_class_is_resumable(tmp_path):

@@ -1,21 +1,33 @@
 """What depends on there being several processes, or on one that a launcher started."""
 
-import socket
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from ports import free_port
+from small import NARROW
 from torch import multiprocessing
 
+from clustr_mm import ClusTR
 from clustr_mm.engine.devices import choose_device
+
+PATIENCE = 300  # seconds, for a busy machine
 
 
 def in_processes(target, count, *arguments):
     """Runs ``target(rank, *arguments)`` in processes that find themselves started by torchrun."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    multiprocessing.spawn(_enter, (target, count, port, arguments), nprocs=count)
+    context = multiprocessing.spawn(
+        _enter, (target, count, free_port(), arguments), count, join=False
+    )
+    end = time.monotonic() + PATIENCE
+    while not context.join(1):
+        if time.monotonic() > end:
+            for process in context.processes:
+                process.kill()
+            pytest.fail('the processes wait for each other')
 
 
 def _enter(rank, target, count, port, arguments):
@@ -67,3 +79,76 @@ def test_gradients_that_wait_are_kept_under_a_launcher(tmp_path, step):
     left = stop_after(whole, step, tmp_path)
     in_processes(train_toy, 1, str(left), True)
     assert_same(Path(whole, 'iter_12.pth'), Path(left, 'iter_12.pth'))
+
+
+@MODELS.register_module()
+class ClusteredRows(BaseModel):
+    """A small ClusTR on images that rows of three numbers colour."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = ClusTR({**NARROW, 'depths': (1, 1, 1, 1)})
+        noise = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))
+        self.register_buffer('noise', noise)
+
+    def forward(self, inputs, index, mode='loss'):
+        images = torch.stack(inputs)[:, :, None, None] * self.noise  # (B, 3, 32, 32)
+        return dict(loss=self.backbone(images)[-1].square().mean())
+
+
+WAYS = dict(parallel={}, shared=dict(strategy=dict(type='StrictFSDPStrategy'), env_cfg={}))
+
+
+def train_both_ways(rank, folder):
+    """Two steps by data parallel and by FSDP, and the second again, gone on to from the first."""
+    from test_resuming import stop_after
+    from toy_run import make_config, run
+
+    for name, way in WAYS.items():
+        changes = {
+            'model.type': 'ClusteredRows',
+            'train_cfg.max_iters': 2,
+            'optim_wrapper.optimizer.type': 'SGD',  # Adam would magnify what is rounding
+            **way,
+        }
+        out = Path(folder, name)
+        run(make_config(out / 'whole', False, launcher='pytorch', **changes))
+        if rank == 0:
+            stop_after(out / 'whole', 1, out)
+        torch.distributed.barrier()
+        left = out / 'stopped_1'
+        asked = rank == 0  # as after a restart of several machines
+        runner = run(make_config(left, False, launcher='pytorch', resume=asked, **changes))
+        (left / f'resumed_{rank}').write_text(f'{runner._resume} {runner._load_from}')
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('runs')
+    in_processes(train_both_ways, 2, str(folder))
+    return folder
+
+
+def test_fsdp_computes_what_data_parallel_does(runs):
+    before, one, other = (
+        torch.load(runs / file, weights_only=False)['state_dict']
+        for file in (
+            'shared/whole/iter_1.pth',
+            'shared/whole/iter_2.pth',
+            'parallel/whole/iter_2.pth',
+        )
+    )
+    assert one.keys() == other.keys()
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+    key = 'backbone.stages.3.norm.bias'
+    assert not torch.allclose(before[key], one[key], atol=1e-4)
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_the_first_process_says_for_all_whether_a_run_goes_on(runs, way):
+    from test_resuming import assert_same
+
+    whole, left = runs / way / 'whole', runs / way / 'stopped_1'
+    for rank in range(2):
+        assert (left / f'resumed_{rank}').read_text() == f'True {left / "iter_1.pth"}'
+    assert_same(whole / 'iter_2.pth', left / 'iter_2.pth')

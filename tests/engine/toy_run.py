@@ -1,5 +1,6 @@
 """A model of one layer with chance in data and model, so that whole runs take no time."""
 
+import copy
 import itertools
 from typing import Any
 
@@ -12,8 +13,8 @@ from mmengine.registry import DATASETS, METRICS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
+from clustr_mm.engine.launch import build_runner
 from clustr_mm.engine.resuming import make_resumable
-from clustr_mm.engine.runner import StrictRunner
 
 _RUNS = itertools.count()
 VALIDATION = dict(
@@ -105,13 +106,13 @@ def make_config(folder, epochs: bool, saving: dict[str, Any] | None = None, **ch
             log_level='WARNING',
         )
     )
-    cfg.merge_from_dict(changes)
+    cfg.merge_from_dict(copy.deepcopy(changes))  # it sets keys in what is shared, too
     return cfg
 
 
-def run(cfg: Config) -> StrictRunner:
+def run(cfg: Config) -> Any:
     """Trains as launch.train does."""
     make_resumable(cfg)
-    runner = StrictRunner.from_cfg(cfg)
+    runner = build_runner(cfg)
     runner.train()
     return runner

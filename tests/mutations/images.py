@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from encoding import encode as encode_image
 from PIL import Image
 
 from .case import Case, Mutation
@@ -18,10 +18,8 @@ from .case import Case, Mutation
 
 def encode(path: Path, kind: str, mode: str = 'RGB', **options: object) -> bytes:
     """Encodes a picture anew."""
-    buffer = io.BytesIO()
     with Image.open(path) as image:
-        image.convert(mode).save(buffer, kind, **options)
-    return buffer.getvalue()
+        return encode_image(image.convert(mode), kind, **options)
 
 
 def pixels(path: Path) -> np.ndarray:
