@@ -1,5 +1,5 @@
 # The mini data set in folders of classes like ImageNet's, of whose 1000 classes it has 10:
-#   python tools/make_mini_data.py data/mini/imagenet --layout imagenet --train 5000 --val 300
+#   python tools/make_mini_data.py data/mini/imagenet --layout imagenet --train 7500 --val 500
 #       --size 64 64
 _base_ = './imagenet.py'
 data_root = 'data/mini/imagenet'
