@@ -11,6 +11,7 @@ _base_ = [
     '../_base_/models/topdown_heatmap.py',
     '../_base_/datasets/wholebody_mini.py',
     '../_base_/schedules/wholebody_210e.py',
+    '../_base_/schedules/mini_7e.py',
 ]
 # Narrower than the real one: it is meant for two cores.
 model = dict(
@@ -28,16 +29,5 @@ model = dict(
 optim_wrapper = dict(optimizer=dict(lr=1e-3, betas=(0.9, 0.98)), clip_grad=dict(max_norm=1.0))
 train_cfg = dict(max_epochs=7, val_interval=4)
 default_hooks = dict(checkpoint=dict(interval=1))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, begin=0, end=100, by_epoch=False),
-    dict(
-        type='PolyLR',
-        power=1.0,
-        eta_min=0.0,
-        begin=0,
-        end=7,
-        by_epoch=True,
-        convert_to_iter_based=True,
-    ),
-]
+param_scheduler = {{_base_.seven_epochs}}
 auto_scale_lr = dict(base_batch_size=8)

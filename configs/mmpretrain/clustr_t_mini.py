@@ -11,6 +11,7 @@ _base_ = [
     '../_base_/models/classifier.py',
     '../_base_/datasets/imagenet_mini.py',
     '../_base_/schedules/imagenet_300e.py',
+    '../_base_/schedules/mini_7e.py',
 ]
 data_preprocessor = dict(num_classes=10)
 model = dict(
@@ -21,16 +22,5 @@ model = dict(
 # Steps are few: a quicker second moment.
 optim_wrapper = dict(optimizer=dict(lr=5e-4, betas=(0.9, 0.98)), clip_grad=dict(max_norm=5.0))
 train_cfg = dict(max_epochs=7, val_interval=2)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, begin=0, end=100, by_epoch=False),
-    dict(
-        type='PolyLR',
-        power=1.0,
-        eta_min=0.0,
-        begin=0,
-        end=7,
-        by_epoch=True,
-        convert_to_iter_based=True,
-    ),
-]
+param_scheduler = {{_base_.seven_epochs}}
 auto_scale_lr = dict(base_batch_size=16)
