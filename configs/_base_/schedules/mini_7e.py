@@ -1,4 +1,4 @@
-# The learning rate of mini runs of seven epochs: a warm-up of 100 iterations, then straight down to 0.
+# Mini runs of seven epochs: a warm-up of 100 iterations, then the rate goes straight down to 0.
 seven_epochs = [
     dict(type='LinearLR', start_factor=0.01, begin=0, end=100, by_epoch=False),
     dict(
