@@ -26,6 +26,19 @@ def test_table(capsys, train):
     assert sum('aten.' in line or 'clustr_mm.' in line for line in lines) == 6
 
 
+def test_whole_models(capsys):
+    pytest.importorskip('mmseg.models')
+    arguments = ['--batch', '2', '--shape', '64', '64', '--train']
+    alone, whole = {}, {}
+    for counts, extra in ((alone, []), (whole, ['--task', 'upernet'])):
+        TOOL['main'](['--models', 'clustr_t', *arguments, *extra])
+        lines = [line.split('|')[1:-1] for line in capsys.readouterr().out.splitlines()]
+        (row,) = (row for row in lines if row and row[0].strip().startswith('clustr_t'))
+        counts.update(name=row[0].strip(), operators=int(row[1].replace(',', '')))
+    assert whole['name'] == 'clustr_t (upernet)'
+    assert whole['operators'] > alone['operators'] + 100
+
+
 def test_the_clusterings_kernels(capsys):
     TOOL['main'](['--clustering', '20000', '64'])
     rows = [line.split('|')[1:-1] for line in capsys.readouterr().out.splitlines()]
@@ -41,6 +54,8 @@ def test_the_clusterings_kernels(capsys):
         (['--batch', '0'], 'at least 1'),
         (['--clustering', '0', '64'], 'at least 1'),
         (['--models', 'clustr_x'], 'clustr_x'),
+        (['--models', 'clustr_x', '--task', 'upernet'], 'clustr_x'),
+        (['--task', 'yolo'], "invalid choice: 'yolo'"),
         (['--modles', 'clustr_s'], 'unrecognized'),
     ],
 )

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from clustr_mm.analysis.networks import Network
 from clustr_mm.clustering import split_map
 from clustr_mm.models import ClusterAttention, ClusTR, SelfAttention
 from clustr_mm.models.clustr import Block, Stage
@@ -229,11 +230,10 @@ def count_macs(model: Any, height: int, width: int) -> Count:
     """
     if height < 1 or width < 1:
         raise ValueError(f'the shape is {height} x {width}; use at least 1 x 1')
-    model = model.to('meta').eval()
+    network = Network(model).to('meta').eval()
     backbone = getattr(model, 'backbone', model)
     if isinstance(backbone, ClusTR):
         parts = {f'stage {i}': stage for i, stage in enumerate(backbone.stages, 1)}
-        backbone.crop_padding = False  # there are no values to look at
         for module in backbone.modules():
             if isinstance(module, ClusterAttention):
                 module.backend = None
@@ -246,7 +246,7 @@ def count_macs(model: Any, height: int, width: int) -> Count:
     calls.count.parts = {name: Macs() for name in (*parts, 'heads')}
     torch_counter = FlopCounterMode(display=False, custom_mapping=flop_formulas())
     with torch.no_grad(), calls.watch(parts, backbone), torch_counter, calls:
-        _forward(model, image)
+        network(image)
     count = calls.count
     count.parts = {k: v for k, v in count.parts.items() if v.total}
     count.dispatched = torch_counter.get_total_flops() // 2
@@ -257,33 +257,6 @@ def count_macs(model: Any, height: int, width: int) -> Count:
     ):
         count.formula = closed_formula(backbone, height, width).total
     return count
-
-
-def _forward(model: Any, image: Tensor) -> None:
-    """Runs the network without what follows it (decoding, resizing to the image, suppression)."""
-    if not hasattr(model, 'backbone'):
-        model(image)
-    elif hasattr(model, 'roi_head'):
-        maps = model.extract_feat(image)
-        model.rpn_head(maps)
-        roi = model.roi_head
-        for name, regions in (
-            ('bbox', model.test_cfg['rpn']['max_per_img']),
-            ('mask', model.test_cfg['rcnn']['max_per_img']),
-        ):
-            if getattr(roi, f'with_{name}'):
-                extractors, heads = (
-                    part if isinstance(part, nn.ModuleList) else [part]
-                    for part in (
-                        getattr(roi, f'{name}_roi_extractor'),
-                        getattr(roi, f'{name}_head'),
-                    )
-                )
-                for extractor, head in zip(extractors, heads, strict=True):
-                    size = extractor.roi_layers[0].output_size
-                    head(image.new_empty(regions, extractor.out_channels, *size))
-    else:
-        model(image, None, mode='tensor')
 
 
 def closed_formula(backbone: ClusTR, height: int, width: int) -> Macs:

@@ -1,14 +1,16 @@
 """Counts what a backbone's step must compute and move on a GPU; it needs none.
 
     python tools/analysis/count_traffic.py [--models clustr_s pvtv2_b2] [--batch 64]
-        [--shape 224 224] [--train] [--top 12]
+        [--shape 224 224] [--train] [--task upernet] [--top 12]
     python tools/analysis/count_traffic.py --clustering 66800 64
 
 Half precision, eager. Every operator reads its inputs from the device's memory and writes its
 outputs there; the floor is the least time that this and its matrix products take on an H200, summed
-over the operators. A GPU takes longer than the floor; what two models must do compares. --top lists
-the operators that cost most. --clustering counts the clustering's kernels by themselves, for one
-image of N float32 tokens of C channels.
+over the operators. A GPU takes longer than the floor; what two models must do compares.
+
+--task puts the backbones into UperNet or Mask R-CNN, of which everything counts but targets,
+losses, suppression and cutting regions out. --top lists the operators that cost most. --clustering
+counts the clustering's kernels by themselves, for one image of N float32 tokens of C channels.
 """
 
 import argparse
@@ -17,9 +19,11 @@ import warnings
 from collections.abc import Sequence
 
 from clustr_mm.analysis.kernels import kernel_work
+from clustr_mm.analysis.networks import Network
 from clustr_mm.analysis.peers import build_backbone
 from clustr_mm.analysis.roofline import cluster_counts
 from clustr_mm.analysis.tables import markdown_table
+from clustr_mm.analysis.tasks import TASKS, build_task
 from clustr_mm.analysis.traffic import H200, Step, count_step
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.options import Parser
@@ -38,6 +42,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         '--shape', nargs=2, type=int, default=[224, 224], metavar=('H', 'W'), help='224 224'
     )
     parser.add_argument('--train', action='store_true', help='a training step, not inference')
+    parser.add_argument('--task', choices=sorted(TASKS), help='whole models, as our configs have')
     parser.add_argument('--top', type=int, default=0, metavar='N', help='operators to list (none)')
     parser.add_argument(
         '--clustering', nargs=2, type=int, metavar=('N', 'C'), help='the kernels, not models'
@@ -106,7 +111,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     shape = tuple(options.shape)
     steps, libraries = {}, {}
     for name in options.models:
-        model, libraries[name] = build_backbone(name, shape)
+        if options.task:
+            model, libraries[name] = Network(build_task(options.task, name, shape)), options.task
+        else:
+            model, libraries[name] = build_backbone(name, shape)
         steps[name] = count_step(model, (options.batch, *shape), options.train)
     baseline = steps[options.models[-1]]
     print(
