@@ -101,8 +101,8 @@ def add_norm_errors(
             total = a + b * scale.to(b.dtype)
             normed = norm(total).to(b.dtype)  # as the next layer rounds it
         else:
-            total, normed = torch.ops.clustr_mm.add_norm(
-                a, b, scale, norm.weight, norm.bias, norm.eps, dtype
+            total, normed, _ = torch.ops.clustr_mm.add_norm(
+                a, b, scale, norm.weight, norm.bias, norm.eps, dtype, False
             )
         torch.autograd.backward(
             (total, normed), (of_total.to(total.dtype), of_normed.to(normed.dtype))

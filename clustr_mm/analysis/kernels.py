@@ -74,15 +74,16 @@ def kernel_work(
     width = (2 if precision == 'fp16x3' else 1) * channels
     keys = batch * n * width * dtype.itemsize
     values = batch * n * channels * element
-    tokens, clusters = batch * n, 4 * batch * counts[-1] * channels
+    tokens, clusters = batch * n, batch * counts[-1] * channels
+    wide = 0 if element == 4 else 4  # bytes of a merged value that the backward keeps beside
     row = 2 * batch * n * channels * products  # operations of a row of distances
     return {
         'K0 prepare': Work(0, 2 * values + keys),
         'K1 density': Work(row * n, keys + 8 * tokens),
         'K2 score': Work(row * n / 2, 3 * keys + 40 * tokens),
         'K3 assign': Work(row * counts[-1], keys + 8 * len(counts) * tokens),
-        'K4 merge': Work(0, values + 12 * tokens + clusters),
-        'K5 merge backward': Work(0, 2 * values + 16 * tokens + 2 * clusters),
+        'K4 merge': Work(0, values + 12 * tokens + (element + wide) * clusters),
+        'K5 merge backward': Work(0, 2 * values + 16 * tokens + (element + 4) * clusters),
     }
 
 
@@ -238,15 +239,17 @@ def time_kernels(
     order = backend.rank(tokens, r)
     labels = backend.assign(tokens, order, counts)[-1]
     logits = x[..., 0].float().contiguous()
-    merged = backend._merge(x, labels, counts[-1], logits)
-    grad = torch.randn_like(merged[0])
+    merged, *saved = backend._merge(x, labels, counts[-1], logits)
+    if x.dtype == torch.float32:
+        saved[0] = merged
+    grad = torch.randn_like(merged)
     calls: tuple[Callable[[], object], ...] = (
         partial(backend.prepare, x, precision),
         partial(backend.density, tokens, K),
         partial(backend.score, tokens, r),
         partial(backend.assign, tokens, order, counts),
         partial(backend._merge, x, labels, counts[-1], logits),
-        partial(backend._merge_backward, grad, x, labels, logits, *merged),
+        partial(backend._merge_backward, grad, x, labels, logits, *saved),
     )
     batch, n, channels = x.shape
     works = kernel_work((batch, n, channels), x.element_size(), counts, precision)

@@ -230,11 +230,11 @@ def _work(function: Any, args: Any, kwargs: Any, result: Any, moved: int) -> tup
     """What a call must do, and the bytes that it needs for itself beside its inputs and outputs."""
     name = function.overloadpacket.__name__
     if function.namespace == 'clustr_mm':
-        x = args[1] if name == 'merge_tokens_backward' else args[0]
-        own = x.numel() * x.element_size()
         if name == 'conv_gelu_backward':  # the gradient at v is written and read, and u read again
+            own = _bytes([args[1]])
             return Work(0, moved + 3 * own), own
         if name == 'dpc_knn':
+            x = args[0]
             counts = sorted(count for count in set(args[1]) if count < x.shape[1])
             works = kernel_work(tuple(x.shape), x.element_size(), counts, args[3])
             parts = [works[key] for key in works if key < 'K4']

@@ -51,20 +51,20 @@ def merge_tokens(
             f'weight_logits has shape {tuple(weight_logits.shape)}; tokens of shape '
             f'{tuple(x.shape)} need ({batch}, {tokens})'
         )
-    if assignment is None:
-        if num_clusters != tokens:
-            raise ValueError(
-                f'num_clusters is {num_clusters}, but without an assignment each of the {tokens} '
-                'tokens is a cluster of its own; pass an assignment or that number'
-            )
-        return merge_single_tokens(x, weight_logits)
-    if assignment.shape != (batch, tokens):
+    if assignment is None and num_clusters != tokens:
+        raise ValueError(
+            f'num_clusters is {num_clusters}, but without an assignment each of the {tokens} '
+            'tokens is a cluster of its own; pass an assignment or that number'
+        )
+    if assignment is not None and assignment.shape != (batch, tokens):
         raise ValueError(
             f'assignment has shape {tuple(assignment.shape)}; tokens of shape {tuple(x.shape)} '
             f'need ({batch}, {tokens})'
         )
     if x.is_cuda and can_run_triton(x) is None:
         return merge_triton(x, assignment, num_clusters, weight_logits)
+    if assignment is None:
+        return merge_single_tokens(x, weight_logits)
     with without_autocast(x):  # it would round the sums
         precise = torch.promote_types(x.dtype, torch.float32)
         logits = weight_logits.to(precise)

@@ -149,20 +149,22 @@ def dpc_knn_triton(
     return list(torch.ops.clustr_mm.dpc_knn(x, list(num_clusters), k, precision).unbind(0))
 
 
-def merge_triton(x: Tensor, assignment: Tensor, num_clusters: int, weight_logits: Tensor) -> Tensor:
+def merge_triton(
+    x: Tensor, assignment: Tensor | None, num_clusters: int, weight_logits: Tensor
+) -> Tensor:
     """Weighted mean of the tokens of every cluster, see ``merge_tokens``.
 
     Args:
         x: Tokens, (B, N, C), float32, float16 or bfloat16.
-        assignment: Cluster of every token, (B, N) int64 with values below ``num_clusters``.
+        assignment: Cluster of every token, (B, N) int64 with values below ``num_clusters``; None
+            where every token is a cluster of its own.
         num_clusters: Number of clusters M.
         weight_logits: Logarithms of the tokens' weights, (B, N).
 
     Returns:
         Cluster tokens, (B, M, C), of x's dtype. They can be differentiated once.
     """
-    merged, _, _ = torch.ops.clustr_mm.merge_tokens(x, assignment, num_clusters, weight_logits)
-    return merged.to(x.dtype)
+    return torch.ops.clustr_mm.merge_tokens(x, assignment, num_clusters, weight_logits)[0]
 
 
 @dataclass(frozen=True)
@@ -468,52 +470,64 @@ def _dpc_knn_fake(x: Tensor, num_clusters: Sequence[int], k: int, precision: str
 
 
 def _merge(
-    x: Tensor, assignment: Tensor, num_clusters: int, weight_logits: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, assignment: Tensor | None, num_clusters: int, weight_logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Implementation of ``clustr_mm::merge_tokens``.
 
     Returns:
-        Cluster tokens, (B, M, C), and what the backward needs: the cluster's largest logit and
-        its sum of weights relative to that, (B, M). All float32.
+        Cluster tokens, (B, M, C), of x's dtype, and what the backward needs: the same in float32,
+        if that is not x's; the cluster's largest logit and its sum of weights relative to that,
+        (B, M) float32. Without an assignment the backward needs nothing.
     """
-    from clustr_mm.clustering.triton_kernels import merge_kernel
+    from clustr_mm.clustering.triton_kernels import merge_kernel, weigh_kernel
 
-    merged, shift, total = _merge_fake(x, assignment, num_clusters, weight_logits)
+    merged, precise, shift, total = _merge_fake(x, assignment, num_clusters, weight_logits)
     batch, tokens, channels = x.shape
     rows = 16 if num_clusters <= 16 else 32
     block_c = _channel_block(channels)
     blocks = -(-num_clusters // rows) * -(-channels // block_c)
+    x, weight_logits = x.contiguous(), weight_logits.contiguous()
     with on_device_of(x):
-        merge_kernel[(batch * blocks,)](
-            x.contiguous(),
-            assignment.contiguous(),
-            weight_logits.contiguous(),
-            merged,
-            shift,
-            total,
-            tokens,
-            num_clusters,
-            C=channels,
-            BLOCK_M=rows,
-            BLOCK_N=64,
-            BLOCK_C=block_c,
-        )
-    return merged, shift, total
+        if assignment is None:
+            weigh_kernel[(-(-batch * tokens // 32),)](
+                x, weight_logits, merged, batch * tokens, C=channels, BLOCK_N=32, BLOCK_C=block_c
+            )
+        else:
+            merge_kernel[(batch * blocks,)](
+                x,
+                assignment.contiguous(),
+                weight_logits,
+                merged,
+                precise if precise.numel() else None,
+                shift,
+                total,
+                tokens,
+                num_clusters,
+                C=channels,
+                BLOCK_M=rows,
+                BLOCK_N=64,
+                BLOCK_C=block_c,
+            )
+    return merged, precise, shift, total
 
 
 def _merge_fake(
-    x: Tensor, assignment: Tensor, num_clusters: int, weight_logits: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, assignment: Tensor | None, num_clusters: int, weight_logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, _, channels = x.shape
-    merged = x.new_empty(batch, num_clusters, channels, dtype=torch.float32)
-    shift = x.new_empty(batch, num_clusters, dtype=torch.float32)
-    return merged, shift, torch.empty_like(shift)
+    clusters = (batch, 0 if assignment is None else num_clusters)
+    wide = (*clusters, 0 if x.dtype == torch.float32 else channels)
+    merged = x.new_empty(batch, num_clusters, channels)
+    precise, shift, total = (
+        x.new_empty(shape, dtype=torch.float32) for shape in (wide, clusters, clusters)
+    )
+    return merged, precise, shift, total
 
 
 def _merge_backward(
     grad: Tensor,
     x: Tensor,
-    assignment: Tensor,
+    assignment: Tensor | None,
     weight_logits: Tensor,
     merged: Tensor,
     shift: Tensor,
@@ -530,7 +544,7 @@ def _merge_backward(
         merge_backward_kernel[(batch * -(-tokens // 32),)](
             grad.contiguous(),
             x.contiguous(),
-            assignment.contiguous(),
+            None if assignment is None else assignment.contiguous(),
             weight_logits.contiguous(),
             merged,
             shift,
@@ -538,7 +552,7 @@ def _merge_backward(
             grad_x,
             grad_logits,
             tokens,
-            merged.shape[1],
+            grad.shape[1],
             C=channels,
             BLOCK_N=32,
             BLOCK_C=_channel_block(channels),
@@ -549,7 +563,7 @@ def _merge_backward(
 def _merge_backward_fake(
     grad: Tensor,
     x: Tensor,
-    assignment: Tensor,
+    assignment: Tensor | None,
     weight_logits: Tensor,
     merged: Tensor,
     shift: Tensor,
@@ -564,10 +578,15 @@ def _channel_block(channels: int) -> int:
 
 
 def _remember(
-    ctx: Any, inputs: tuple[Tensor, Tensor, int, Tensor], output: tuple[Tensor, Tensor, Tensor]
+    ctx: Any,
+    inputs: tuple[Tensor, Tensor | None, int, Tensor],
+    output: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> None:
     x, assignment, _, weight_logits = inputs
-    ctx.save_for_backward(x, assignment, weight_logits, *output)
+    merged, precise, *scalars = output
+    if x.dtype == torch.float32 and assignment is not None:
+        precise = merged
+    ctx.save_for_backward(x, assignment, weight_logits, precise, *scalars)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
@@ -602,14 +621,14 @@ if hasattr(torch.library, 'custom_op'):  # from torch 2.4, as all that it takes
         _dpc_knn_fake,
     )
     define_operator(
-        'merge_tokens(Tensor x, Tensor assignment, SymInt num_clusters, Tensor weight_logits)'
-        ' -> (Tensor, Tensor, Tensor)',
+        'merge_tokens(Tensor x, Tensor? assignment, SymInt num_clusters, Tensor weight_logits)'
+        ' -> (Tensor, Tensor, Tensor, Tensor)',
         _merge,
         _merge_fake,
     )
     torch.library.register_autograd('clustr_mm::merge_tokens', _gradients, setup_context=_remember)
     define_operator(
-        'merge_tokens_backward(Tensor grad, Tensor x, Tensor assignment, Tensor weight_logits, '
+        'merge_tokens_backward(Tensor grad, Tensor x, Tensor? assignment, Tensor weight_logits, '
         'Tensor merged, Tensor shift, Tensor total) -> (Tensor, Tensor)',
         _merge_backward,
         _merge_backward_fake,

@@ -413,6 +413,7 @@ def merge_kernel(
     labels,
     logits,
     merged,
+    precise,
     shift,
     total,
     tokens,
@@ -431,13 +432,14 @@ def merge_kernel(
 
     Operations: B N M comparisons and at most 2 B N M C in float32 for the products. Reads 8 B N
     bytes of labels for every block of clusters, and the tiles of x that have a member; writes
-    4 B M C.
+    B M C values, and as many in float32 if those are not.
 
     Args:
         x: (B, N, C).
         labels: (B, N) int64.
         logits: (B, N).
-        merged: Written: cluster tokens, (B, M, C) float32; 0 for an empty cluster.
+        merged: Written: cluster tokens, (B, M, C); 0 for an empty cluster.
+        precise: Written unless None: the same in float32.
         shift: Written: largest logit of the cluster, (B, M) float32; 0 for an empty one.
         total: Written: sum e^(l - shift) + eps e^(-shift), (B, M) float32.
         tokens: N.
@@ -481,13 +483,53 @@ def merge_kernel(
     cluster = first + member_of
     top = tl.where(top == float('-inf'), 0, top)
     weight_sum += EPS * tl.exp(-top)
-    merged += image * clusters * C
     here = (cluster < clusters)[:, None] & (channel < C)[None, :]
-    place = cluster[:, None] * C + channel[None, :]
-    tl.store(merged + place, weighted / weight_sum[:, None], mask=here)
+    place = image * clusters * C + cluster[:, None] * C + channel[None, :]
+    mean = weighted / weight_sum[:, None]
+    tl.store(merged + place, mean, mask=here)
+    if precise is not None:
+        tl.store(precise + place, mean, mask=here)
     if block % channel_blocks == 0:
         tl.store(shift + image * clusters + cluster, top, mask=cluster < clusters)
         tl.store(total + image * clusters + cluster, weight_sum, mask=cluster < clusters)
+
+
+@triton.jit
+def _own_share(logit):
+    """Weight w / (w + eps) of a token that is a cluster of its own."""
+    return 1 / (1 + EPS * tl.exp(-logit))
+
+
+@triton.jit(do_not_specialize=['total_tokens'])
+def weigh_kernel(
+    x,
+    logits,
+    merged,
+    total_tokens,
+    C: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """K4 where every token is a cluster of its own: w x / (w + eps). Moves 2 B N C values.
+
+    Args:
+        x: (B, N, C).
+        logits: (B, N).
+        merged: Written: (B, N, C).
+        total_tokens: B N.
+        C: C.
+        BLOCK_N: Tokens of a program.
+        BLOCK_C: Channels of a tile.
+    """
+    token = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    here = token < total_tokens
+    share = _own_share(tl.load(logits + token, mask=here, other=0).to(tl.float32))
+    for c in tl.static_range(0, C, BLOCK_C):
+        channel = c + tl.arange(0, BLOCK_C)
+        inside = here[:, None] & (channel < C)[None, :]
+        place = token[:, None] * C + channel[None, :]
+        tile = tl.load(x + place, mask=inside, other=0).to(tl.float32)
+        tl.store(merged + place, share[:, None] * tile, mask=inside)
 
 
 @triton.jit(do_not_specialize=['tokens', 'clusters'])
@@ -510,16 +552,17 @@ def merge_backward_kernel(
     """K5: gradient of the merge, a gather: every token reads its own cluster's row.
 
     With p_i = e^(l_i - shift) / total and g the gradient of the token's cluster c:
-    dx_i = p_i g and dl_i = p_i g . (x_i - c).
+    dx_i = p_i g and dl_i = p_i g . (x_i - c). A token that is a cluster of its own has
+    p_i = w / (w + eps) and c = p_i x_i, and 1 - p_i is not taken as a difference: it is tiny.
 
-    Moves 16 B N C bytes in float32 (x and dx, g and c from the L2 cache). 5 operations a channel.
+    Moves 2 B N C values (x and dx; g and c come from the L2 cache). 5 operations a channel.
 
     Args:
-        grad: (B, M, C) float32.
+        grad: (B, M, C).
         x: (B, N, C).
-        labels: (B, N) int64.
+        labels: (B, N) int64; None where every token is a cluster of its own.
         logits: (B, N).
-        merged: (B, M, C) float32.
+        merged: (B, M, C) float32. It, shift and total are read with labels only.
         shift: (B, M) float32.
         total: (B, M) float32.
         grad_x: Written: (B, N, C).
@@ -534,13 +577,18 @@ def merge_backward_kernel(
     x += image * tokens * C
     grad_x += image * tokens * C
     grad += image * clusters * C
-    merged += image * clusters * C
     token = block * BLOCK_N + tl.arange(0, BLOCK_N)
     here = token < tokens
-    label = tl.load(labels + image * tokens + token, mask=here, other=0).to(tl.int32)
     logit = tl.load(logits + image * tokens + token, mask=here, other=0).to(tl.float32)
-    top = tl.load(shift + image * clusters + label)
-    share = tl.exp(logit - top) / tl.load(total + image * clusters + label)
+    if labels is None:
+        label = token
+        share = _own_share(logit)
+        rest = 1 / (1 + tl.exp(logit) / EPS)
+    else:
+        merged += image * clusters * C
+        label = tl.load(labels + image * tokens + token, mask=here, other=0).to(tl.int32)
+        top = tl.load(shift + image * clusters + label)
+        share = tl.exp(logit - top) / tl.load(total + image * clusters + label)
 
     product = tl.zeros((BLOCK_N,), tl.float32)
     for c in tl.static_range(0, C, BLOCK_C):
@@ -548,9 +596,12 @@ def merge_backward_kernel(
         inside = here[:, None] & (channel < C)[None, :]
         from_token = token[:, None] * C + channel[None, :]
         from_cluster = label[:, None] * C + channel[None, :]
-        g = tl.load(grad + from_cluster, mask=inside, other=0)
-        centre = tl.load(merged + from_cluster, mask=inside, other=0)
+        g = tl.load(grad + from_cluster, mask=inside, other=0).to(tl.float32)
         tile = tl.load(x + from_token, mask=inside, other=0).to(tl.float32)
-        product += tl.sum(g * (tile - centre), 1)
+        if labels is None:
+            offset = rest[:, None] * tile
+        else:
+            offset = tile - tl.load(merged + from_cluster, mask=inside, other=0)
+        product += tl.sum(g * offset, 1)
         tl.store(grad_x + from_token, share[:, None] * g, mask=inside)
     tl.store(grad_logits + image * tokens + token, share * product, mask=here)

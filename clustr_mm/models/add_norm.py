@@ -1,4 +1,4 @@
-"""x + s y and its LayerNorm on a GPU: the residual sum in the middle of a block, in one pass.
+"""A residual sum and the LayerNorm that follows it, t = x + s y and LN(t); on a GPU in one pass.
 
 In plain PyTorch under autocast the drop path's product, the sum, the norm and the rounding of its
 result are four operators, each of which reads and writes all tokens, half of them in float32; the
@@ -28,6 +28,36 @@ _VALUES, _WARPS = 4096, 8  # of a tile: 16 a thread
 _TILES = 8  # of a program of the backward pass, which sums the weights' gradient over them
 
 
+def add_norm(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor | None,
+    norm: nn.LayerNorm,
+    rounded: bool = True,
+    unrounded: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A residual sum and its LayerNorm.
+
+    Args:
+        x: Tokens, (B, N, C).
+        y: What is added to them, (B, N, C).
+        scale: Of every image's y, (B, 1, 1); None for 1.
+        norm: The norm, of C channels.
+        rounded: Whether LN(t) may be rounded to what autocast asks for, because the next layer
+            would do that.
+        unrounded: Whether LN(t) is also wanted as it was before.
+
+    Returns:
+        t = x + scale y; LN(t); and with ``unrounded`` LN(t) in t's dtype, perhaps without a
+        gradient, else anything. All (B, N, C).
+    """
+    if x.is_cuda and can_run_add_norm(x, y) is None:
+        return add_norm_triton(x, y, scale, norm, rounded, unrounded)
+    total = x + (y if scale is None else y * scale)
+    normed = norm(total)
+    return total, normed, normed
+
+
 def can_run_add_norm(x: Tensor, y: Tensor) -> str | None:
     """Says why the kernels cannot take these tokens.
 
@@ -49,23 +79,35 @@ def can_run_add_norm(x: Tensor, y: Tensor) -> str | None:
 
 
 def add_norm_triton(
-    x: Tensor, y: Tensor, scale: Tensor | None, norm: nn.LayerNorm
-) -> tuple[Tensor, Tensor]:
-    """A residual sum and its LayerNorm.
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor | None,
+    norm: nn.LayerNorm,
+    rounded: bool = True,
+    unrounded: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``add_norm`` by the kernels.
 
     Args:
         x: Tokens, (B, N, C), float32, float16 or bfloat16.
-        y: What is added to them, (B, N, C).
-        scale: Of every image's y, (B, 1, 1); None for 1.
+        y: What is added to them, (B, N, C), of one of these dtypes.
+        scale: See ``add_norm``.
         norm: The norm, of C channels with weight and bias.
+        rounded: See ``add_norm``.
+        unrounded: See ``add_norm``.
 
     Returns:
-        t = x + scale y in the wider of the two dtypes, and LN(t) in the dtype that autocast asks
-        for (t's where it is off); both (B, N, C). They can be differentiated once.
+        t in the wider of the two dtypes; LN(t) in the dtype that autocast asks for (t's where it
+        is off or not ``rounded``); LN(t) in t's dtype, or nothing. The first two can be
+        differentiated once.
     """
     total_dtype = torch.promote_types(x.dtype, y.dtype)
-    dtype = autocast_dtype(x) or total_dtype
-    return torch.ops.clustr_mm.add_norm(x, y, scale, norm.weight, norm.bias, norm.eps, dtype)
+    dtype = (autocast_dtype(x) if rounded else None) or total_dtype
+    both = unrounded and dtype != total_dtype
+    total, normed, other = torch.ops.clustr_mm.add_norm(
+        x, y, scale, norm.weight, norm.bias, norm.eps, dtype, both
+    )
+    return total, normed, other if both else normed
 
 
 def _add_norm(
@@ -76,11 +118,12 @@ def _add_norm(
     bias: Tensor,
     eps: float,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+    unrounded: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Implementation of ``clustr_mm::add_norm``."""
     from clustr_mm.models.add_norm_kernels import add_norm_kernel
 
-    total, normed = _add_norm_fake(x, y, scale, weight, bias, eps, dtype)
+    total, normed, other = _add_norm_fake(x, y, scale, weight, bias, eps, dtype, unrounded)
     batch, tokens, channels = x.shape
     rows, block_c = _tile(channels)
     with on_device_of(x):
@@ -92,6 +135,7 @@ def _add_norm(
             bias,
             total,
             normed,
+            other if unrounded else None,
             batch * tokens,
             tokens,
             eps,
@@ -100,7 +144,7 @@ def _add_norm(
             BLOCK_C=block_c,
             num_warps=_WARPS,
         )
-    return total, normed
+    return total, normed, other
 
 
 def _add_norm_fake(
@@ -111,9 +155,11 @@ def _add_norm_fake(
     bias: Tensor,
     eps: float,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+    unrounded: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, y.dtype))
-    return total, x.new_empty(x.shape, dtype=dtype)
+    other = total.new_empty(x.shape if unrounded else 0)
+    return total, x.new_empty(x.shape, dtype=dtype), other
 
 
 def _tile(channels: int) -> tuple[int, int]:
@@ -123,7 +169,7 @@ def _tile(channels: int) -> tuple[int, int]:
 
 
 def _backward(
-    grad_total: Tensor,
+    grad_total: Tensor | None,
     grad_normed: Tensor,
     total: Tensor,
     scale: Tensor | None,
@@ -142,7 +188,7 @@ def _backward(
     parts = total.new_empty(programs, 2, channels, dtype=torch.float32)
     with on_device_of(total):
         add_norm_backward_kernel[(programs,)](
-            grad_total.contiguous(),
+            None if grad_total is None else grad_total.contiguous(),
             grad_normed.contiguous(),
             total,
             scale,
@@ -164,7 +210,7 @@ def _backward(
 
 
 def _backward_fake(
-    grad_total: Tensor,
+    grad_total: Tensor | None,
     grad_normed: Tensor,
     total: Tensor,
     scale: Tensor | None,
@@ -177,31 +223,36 @@ def _backward_fake(
     return grad_x, grad_y, torch.empty_like(weight), torch.empty_like(weight)
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, y, scale, weight, _, eps, _ = inputs
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, y, scale, weight, _, eps, *_ = inputs
     ctx.save_for_backward(output[0], scale, weight)
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
     ctx.constants = eps, x.dtype, y.dtype
 
 
 def _gradients(
-    ctx: Any, grad_total: Tensor, grad_normed: Tensor
-) -> tuple[Tensor, Tensor, None, Tensor, Tensor, None, None]:
+    ctx: Any, grad_total: Tensor | None, grad_normed: Tensor | None, _: None
+) -> tuple[Tensor | None, ...]:
+    total, scale, weight = ctx.saved_tensors
+    if grad_normed is None:
+        grad_normed = torch.zeros_like(total)
     grad_x, grad_y, grad_weight, grad_bias = torch.ops.clustr_mm.add_norm_backward(
-        grad_total, grad_normed, *ctx.saved_tensors, *ctx.constants
+        grad_total, grad_normed, total, scale, weight, *ctx.constants
     )
-    return grad_x, grad_y, None, grad_weight, grad_bias, None, None
+    return grad_x, grad_y, None, grad_weight, grad_bias, None, None, None
 
 
 if hasattr(torch.library, 'custom_op'):  # from torch 2.4
     define_operator(
         'add_norm(Tensor x, Tensor y, Tensor? scale, Tensor weight, Tensor bias, float eps, '
-        'ScalarType dtype) -> (Tensor, Tensor)',
+        'ScalarType dtype, bool unrounded) -> (Tensor, Tensor, Tensor)',
         _add_norm,
         _add_norm_fake,
     )
     torch.library.register_autograd('clustr_mm::add_norm', _gradients, setup_context=_remember)
     define_operator(
-        'add_norm_backward(Tensor grad_total, Tensor grad_normed, Tensor total, Tensor? scale, '
+        'add_norm_backward(Tensor? grad_total, Tensor grad_normed, Tensor total, Tensor? scale, '
         'Tensor weight, float eps, ScalarType x_dtype, ScalarType y_dtype)'
         ' -> (Tensor, Tensor, Tensor, Tensor)',
         _backward,

@@ -40,6 +40,7 @@ def add_norm_kernel(
     bias,
     total,
     normed,
+    unrounded,
     total_tokens,
     tokens,
     eps,
@@ -47,7 +48,7 @@ def add_norm_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Sums t = x + s y and normalises it. Moves 4 values a token and channel.
+    """Sums t = x + s y and normalises it. Moves 4 values a token and channel, or 5.
 
     Args:
         x: (B, N, C).
@@ -57,6 +58,7 @@ def add_norm_kernel(
         bias: (C,).
         total: Written: t, (B, N, C).
         normed: Written: LN(t), (B, N, C).
+        unrounded: Written unless None: LN(t), (B, N, C), in another dtype.
         total_tokens: R.
         tokens: N.
         eps: Added to the variance.
@@ -76,7 +78,10 @@ def add_norm_kernel(
     standard, _ = _normalise(t.to(tl.float32), inside, eps, C)
     factor = tl.load(weight + channel, mask=channel < C, other=0).to(tl.float32)
     shift = tl.load(bias + channel, mask=channel < C, other=0).to(tl.float32)
-    tl.store(normed + place, standard * factor[None, :] + shift[None, :], mask=inside)
+    result = standard * factor[None, :] + shift[None, :]
+    tl.store(normed + place, result, mask=inside)
+    if unrounded is not None:
+        tl.store(unrounded + place, result, mask=inside)
 
 
 @triton.jit(do_not_specialize=['total_tokens', 'tokens'])
@@ -104,7 +109,7 @@ def add_norm_backward_kernel(
     itself is added, and y gets s times the sum. Moves 5 values a token and channel.
 
     Args:
-        grad_total: Gradient at t, (B, N, C).
+        grad_total: Gradient at t, (B, N, C), or None for 0.
         grad_normed: Gradient at LN(t), (B, N, C).
         total: t, (B, N, C).
         scale: s, (B,), or None.
@@ -138,7 +143,8 @@ def add_norm_backward_kernel(
         h = arriving * factor[None, :]
         along = (tl.sum(h * standard, 1) / C)[:, None]
         grad = (h - (tl.sum(h, 1) / C)[:, None] - standard * along) * inverse[:, None]
-        grad += tl.load(grad_total + place, mask=inside, other=0).to(tl.float32)
+        if grad_total is not None:
+            grad += tl.load(grad_total + place, mask=inside, other=0).to(tl.float32)
         tl.store(grad_x + place, grad, mask=inside)
         grad *= _load_scale(scale, token, tokens, total_tokens)[:, None]
         tl.store(grad_y + place, grad, mask=inside)

@@ -62,7 +62,9 @@ def attend(q: Tensor, kv: Tensor, num_heads: int, mask: Tensor | None = None) ->
     if mask is not None:
         mask = mask[:, None, None]  # (B, 1, 1, M)
     q = q.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, heads, N, 64)
-    k, v = kv.unflatten(-1, (2, num_heads, -1)).permute(2, 0, 3, 1, 4)  # 2 (B, heads, M, 64)
+    # In this order the gradients at k and v are joined as kv lies in memory.
+    k, v = kv.unflatten(-1, (2, num_heads, -1)).unbind(2)  # (B, M, heads, 64)
+    k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, M, 64)
     out = F.scaled_dot_product_attention(q, k, v, mask)  # (B, heads, N, 64)
     return out.transpose(1, 2).flatten(2)
 

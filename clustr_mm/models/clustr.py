@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from clustr_mm.models.add_norm import add_norm_triton, can_run_add_norm
+from clustr_mm.models.add_norm import add_norm
 from clustr_mm.models.checkpoint import load_pretrained
 from clustr_mm.models.cluster_attention import (
     ClusterAttention,
@@ -148,31 +148,25 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self,
-        x: Tensor,
-        hw: tuple[int, int],
-        clusters: Clusters | None,
-        normed: Tensor | None = None,
-    ) -> Tensor:
-        """Maps tokens (B, N, C) to (B, N, C).
+        self, x: Tensor, normed: Tensor, hw: tuple[int, int], clusters: Clusters | None
+    ) -> tuple[Tensor, Tensor]:
+        """Maps tokens (B, N, C) to tokens and what is still to be added to them.
+
+        The stage adds it, with ``drop_path``: on a GPU one kernel makes the sum and the norm that
+        follows.
 
         Args:
             x: Tokens.
+            normed: LN(x), by ``norm1``.
             hw: Height and width of their map.
             clusters: To attend to; None where the attention needs none.
-            normed: LN(x) where it is known already.
 
         Returns:
-            Tokens.
+            x + Attn(LN(x)), and MLP(LN(that)).
         """
-        y = self.norm1(x) if normed is None else normed
-        y = self.attn(y) if clusters is None else self.attn(y, hw, clusters)
-        if x.is_cuda and can_run_add_norm(x, y) is None:
-            x, y = add_norm_triton(x, y, self.drop_path.draw(y), self.norm2)
-        else:
-            x = x + self.drop_path(y)
-            y = self.norm2(x)
-        return x + self.drop_path(self.mlp(y, hw))
+        y = self.attn(normed) if clusters is None else self.attn(normed, hw, clusters)
+        x, y = add_norm(x, y, self.drop_path.draw(y), self.norm2)[:2]
+        return x, self.mlp(y, hw)
 
 
 class Stage(nn.Module):
@@ -213,23 +207,33 @@ class Stage(nn.Module):
             (B, C, H, W).
         """
         x, hw = self.patch_embed(x)  # (B, N, C)
+        blocks = [cast(Block, block) for block in self.blocks]
         clusters: Clusters | None = None
-        for i, each in enumerate(self.blocks):
-            block, normed = cast(Block, each), None
-            checkpointed = self.with_cp and x.requires_grad
-            anew = i == 0 or (self.recluster_every and i % self.recluster_every == 0)
-            if anew and not isinstance(block.attn, SelfAttention):
+        scale: Tensor | None = None
+        y = unrounded = blocks[0].norm1(x)
+        for i, block in enumerate(blocks):
+            anew = self._clusters_anew(i)
+            if i > 0:
+                x, y, unrounded = add_norm(x, y, scale, block.norm1, unrounded=anew)
+            if anew:
                 # Outside of the checkpoint: the backward pass need not find the clusters again.
-                with torch.set_grad_enabled(torch.is_grad_enabled() and not checkpointed):
-                    normed = block.norm1(x)
-                clusters = block.attn.cluster(normed, hw)
+                clusters = cast(ClusterAttention, block.attn).cluster(unrounded, hw)
+            del unrounded
             if record is not None and clusters is not None:
                 record.append(clusters)
-            if checkpointed:
-                x = cast(Tensor, checkpoint(block, x, hw, clusters, use_reentrant=False))
+            if self.with_cp and x.requires_grad:
+                x, y = checkpoint(block, x, y, hw, clusters, use_reentrant=False)
             else:
-                x = block(x, hw, clusters, normed)
-        return self.norm(x).transpose(1, 2).unflatten(2, hw)  # channels last in memory
+                x, y = block(x, y, hw, clusters)
+            scale = block.drop_path.draw(y)
+        y = add_norm(x, y, scale, self.norm, rounded=False)[1]
+        return y.transpose(1, 2).unflatten(2, hw)  # channels last in memory
+
+    def _clusters_anew(self, i: int) -> bool:
+        """Whether block i finds clusters of its own, not an earlier block's."""
+        if isinstance(cast(Block, self.blocks[i]).attn, SelfAttention):
+            return False
+        return i == 0 or (self.recluster_every > 0 and i % self.recluster_every == 0)
 
 
 @MODELS.register_module()

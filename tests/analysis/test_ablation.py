@@ -37,7 +37,7 @@ def first_stage(model, image):
     for block in stage.blocks:
         y = block.norm1(x)
         yield y, hw, block.attn(y, hw)
-        x = block(x, hw, block.attn.cluster(y, hw))
+        x = sum(block(x, y, hw, block.attn.cluster(y, hw)))
 
 
 def test_shift_is_of_the_attention_on_the_exact_runs_tokens(image):

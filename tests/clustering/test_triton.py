@@ -80,7 +80,7 @@ def replace_kernels(monkeypatch, stand_in) -> int:
 def test_kernels_compile_for_a_gpu(capability, monkeypatch, tmp_path):
     # The interpreter takes much that the compiler does not.
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
-    assert replace_kernels(monkeypatch, Compiled) == 10
+    assert replace_kernels(monkeypatch, Compiled) == 11
     x = torch.zeros(8, 4200, 64)
     labels, logits = torch.zeros(8, 4200, dtype=torch.int64), torch.zeros(8, 4200)
     driver = triton.runtime.driver
@@ -90,15 +90,18 @@ def test_kernels_compile_for_a_gpu(capability, monkeypatch, tmp_path):
         tokens = backend.prepare(x, 'fp16x3')
         backend.score(tokens, backend.density(tokens, k=5).zero_())
         backend.assign(tokens, torch.zeros(8, 4224, dtype=torch.int64), [65, 260])
-        merged = backend._merge(x, labels, 260, logits)
-        backend._merge_backward(merged[0], x, labels, logits, *merged)
         for u in (x, x.half()):
+            for assignment, clusters in ((labels, 260), (None, 4200)):
+                merged, *saved = backend._merge(u, assignment, clusters, logits)
+                backend._merge_backward(merged, u, assignment, logits, *saved)
             weight, bias = torch.zeros(64, 1, 3, 3), torch.zeros(64)
             conv_gelu._conv_gelu(u, weight, bias, 60, 70)
             conv_gelu._backward(u, u, weight, bias, 60, 70)
             for scale in (None, torch.zeros(8, 1, 1)):
-                add_norm._add_norm(x, u, scale, bias, bias, 1e-6, u.dtype)
-                add_norm._backward(x, u, x, scale, bias, 1e-6, x.dtype, u.dtype)
+                for unrounded in (False, True):
+                    add_norm._add_norm(x, u, scale, bias, bias, 1e-6, u.dtype, unrounded)
+                for grad in (None, x):
+                    add_norm._backward(grad, u, x, scale, bias, 1e-6, x.dtype, u.dtype)
     finally:
         vars(driver).update(before)
 
@@ -172,8 +175,8 @@ def test_a_gpu_clusters_and_merges_with_the_kernels_and_the_host_never_waits(mod
     clusterings = names.count('clustr_mm.dpc_knn.default')
     assert clusterings >= 9  # tiny has so many blocks of cluster attention
     assert names.count('clustr_mm.merge_tokens.default') >= 9
-    for kernel in ('conv_gelu', 'add_norm'):
-        assert names.count(f'clustr_mm.{kernel}.default') == 10  # blocks
+    for kernel, times in (('conv_gelu', 1), ('add_norm', 2)):
+        assert names.count(f'clustr_mm.{kernel}.default') == times * 10  # blocks
     assert not pretended_gpu.crossing
     assert not {'aten.cdist.default', 'aten.topk.default', 'aten.scatter_reduce.two'} & {*names}
 
@@ -194,15 +197,18 @@ def test_between_the_kernels_the_host_never_waits(pretended_gpu, dtype, monkeypa
     x = torch.empty(2, 100, 20, device='cuda', dtype=dtype)
     labels = backend._dpc_knn(x, [6, 25, 100, 6], 5, 'fp16x3')
     assert labels.shape == (4, 2, 100) and labels.dtype == torch.int64
-    merged = backend._merge(x, labels[0], 6, x[..., 0])
-    grads = backend._merge_backward(merged[0], x, labels[0], x[..., 0], *merged)
-    assert [g.dtype for g in grads] == [dtype, dtype]
+    for assignment, clusters in ((labels[0], 6), (None, 100)):
+        merged, *saved = backend._merge(x, assignment, clusters, x[..., 0])
+        assert merged.shape == (2, clusters, 20) and merged.dtype == dtype
+        grads = backend._merge_backward(merged, x, assignment, x[..., 0], *saved)
+        assert [g.dtype for g in grads] == [dtype, dtype]
     weight, bias = torch.empty(20, 1, 3, 3, device='cuda'), torch.empty(20, device='cuda')
     out = conv_gelu._conv_gelu(x, weight, bias, 10, 10)
     grads = conv_gelu._backward(out, x, weight, bias, 10, 10)
     assert [g.dtype for g in (out, *grads)] == [dtype, dtype, torch.float32, torch.float32]
     scale = torch.empty(2, 1, 1, device='cuda')
-    out = add_norm._add_norm(x, x, scale, bias, bias, 1e-6, torch.float16)
+    *out, unrounded = add_norm._add_norm(x, x, scale, bias, bias, 1e-6, torch.float16, True)
+    assert unrounded.shape == x.shape and unrounded.dtype == dtype
     grads = add_norm._backward(*out, x, scale, bias, 1e-6, torch.float32, dtype)
     assert [t.dtype for t in (*out, *grads[:2])] == [dtype, torch.float16, torch.float32, dtype]
     assert not pretended_gpu.crossing

@@ -55,7 +55,7 @@ def with_gradients(function, case, dtype=None):
     norm = nn.LayerNorm(x.shape[-1], eps=1e-6, device=x.device, dtype=weight.dtype)
     norm.weight.data, norm.bias.data = weight, bias
     x, y = (t.detach().requires_grad_() for t in (x, y))
-    total, normed = function(x, y, scale, norm)
+    total, normed = function(x, y, scale, norm)[:2]
     torch.autograd.backward((total, normed), (of_total.to(total.dtype), of_normed.to(normed.dtype)))
     return [total.detach(), normed.detach(), x.grad, y.grad, norm.weight.grad, norm.bias.grad]
 
@@ -117,14 +117,48 @@ def test_equal_channels_are_finite():
 def test_operators_keep_their_contract(drop):
     x, y, scale, weight, bias, *grads = make_case(2, 5, 8, drop=drop)
     operators, half = torch.ops.clustr_mm, torch.float16
-    torch.library.opcheck(operators.add_norm.default, (x, y, scale, weight, bias, 1e-6, half))
+    rest = scale, weight, bias, 1e-6
+    torch.library.opcheck(operators.add_norm.default, (x, y, *rest, half, True))
     trained = [t.clone().requires_grad_() for t in (x, y)]
-    torch.library.opcheck(
-        operators.add_norm.default, (*trained, scale, weight, bias, 1e-6, torch.float32)
-    )
-    torch.library.opcheck(
-        operators.add_norm_backward.default, (*grads, x, scale, weight, 1e-6, torch.float32, half)
-    )
+    torch.library.opcheck(operators.add_norm.default, (*trained, *rest, torch.float32, False))
+    for of_total in (grads[0], None):
+        torch.library.opcheck(
+            operators.add_norm_backward.default,
+            (of_total, grads[1], x, scale, weight, 1e-6, torch.float32, half),
+        )
+
+
+@pytest.mark.parametrize('y_dtype', HALVES)
+def test_the_norm_is_to_be_had_unrounded(y_dtype):
+    x, y, scale, weight, bias, of_total, of_normed = make_case(2, 40, 24, y_dtype=y_dtype)
+    norm = nn.LayerNorm(24, eps=1e-6, device=DEVICE)
+    norm.weight.data, norm.bias.data = weight, bias
+    with torch.autocast(DEVICE, y_dtype):
+        total, normed, unrounded = add_norm_triton(x, y, scale, norm, unrounded=True)
+        alone = add_norm_triton(x, y, scale, norm, rounded=False)
+    # Nothing is written twice where nothing is rounded.
+    _, once, again = add_norm_triton(x, y, scale, norm, unrounded=True)
+    assert once is again
+    assert torch.equal(total, alone[0]) and torch.equal(unrounded, alone[1])
+    assert unrounded.dtype == torch.float32 and not unrounded.requires_grad
+    assert normed.dtype == y_dtype
+    # Triton's interpreter does not round to bfloat16, it cuts bits off.
+    tolerance = torch.finfo(y_dtype).eps * (1 if y_dtype == torch.bfloat16 else 0.5)
+    torch.testing.assert_close(normed.float(), unrounded, rtol=tolerance, atol=1e-7)
+
+
+@pytest.mark.parametrize('missing', [0, 1])
+def test_a_result_that_nobody_uses_has_no_gradient(missing):
+    case = list(make_case(2, 30, 20))
+    x, y, scale, weight, bias, *grads = case
+    case[5 + missing] = torch.zeros_like(x)
+    expected = with_gradients(add_norm_triton, case)
+    norm = nn.LayerNorm(20, eps=1e-6, device=DEVICE)
+    norm.weight.data, norm.bias.data = weight, bias
+    x, y = x.requires_grad_(), y.requires_grad_()
+    add_norm_triton(x, y, scale, norm)[1 - missing].backward(grads[1 - missing])
+    found = (x.grad, y.grad, norm.weight.grad, norm.bias.grad)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected[2:], strict=True))
 
 
 def test_it_compiles_without_a_break():
