@@ -72,20 +72,20 @@ def dpc_knn(
         raise ValueError(f'backend is {backend!r}; use None or one of {sorted(BACKENDS)}')
     k = min(k, x.shape[1])
     half = x.dtype in (torch.float16, torch.bfloat16) or autocast_dtype(x) is not None
-    with torch.no_grad(), without_autocast(x):  # it would round the distances
-        x = x.detach()
-        if backend == 'triton' and (reason := can_run_triton(x, k)):
-            raise ValueError(f"backend 'triton' cannot run: {reason}")
-        # On a CPU the kernels are interpreted, for tests: only by name.
-        if backend is None and x.is_cuda:
-            reason = can_run_triton(x, k)
-            if reason is None:
-                backend = 'triton'
-            else:
-                warn_without_kernels(reason)
-        if backend == 'triton':  # its first kernel converts on the way
-            labels = dpc_knn_triton(x, counts, k, 'fp16' if half else 'fp16x3')
+    x = x.detach()
+    if backend == 'triton' and (reason := can_run_triton(x, k)):
+        raise ValueError(f"backend 'triton' cannot run: {reason}")
+    # On a CPU the kernels are interpreted, for tests: only by name.
+    if backend is None and x.is_cuda:
+        reason = can_run_triton(x, k)
+        if reason is None:
+            backend = 'triton'
         else:
+            warn_without_kernels(reason)
+    if backend == 'triton':  # its first kernel converts on the way
+        labels = dpc_knn_triton(x, counts, k, 'fp16' if half else 'fp16x3')
+    else:
+        with torch.no_grad(), without_autocast(x):  # it would round the distances
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             if backend is None:
                 backend = 'native' if can_run_native(x) is None else 'tiled'

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +29,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from clustr_mm.clustering.operators import Operator
 from clustr_mm.clustering.reference import inverse_permutation
 
 Precision = Literal['fp16', 'fp16x3', 'tf32', 'ieee']
@@ -101,7 +102,7 @@ def why_no_kernels(device: torch.device) -> str | None:
         import triton
     except ImportError as error:
         return f'triton cannot be imported ({error}); install triton {_version(_TRITON)} or newer'
-    if tuple(int(part) for part in triton.__version__.split('.')[:2]) < _TRITON:
+    if _parts(triton.__version__) < _TRITON:
         return f'triton is {triton.__version__}; install {_version(_TRITON)} or newer'
     if os.environ.get('TRITON_INTERPRET') == '1':
         return None
@@ -110,14 +111,23 @@ def why_no_kernels(device: torch.device) -> str | None:
             f'x is on {device.type}; the kernels need a GPU, or TRITON_INTERPRET=1 in the '
             'environment from the start, for tests'
         )
+    return _too_old(device)
+
+
+@lru_cache  # of a hundred calls an image, each would wait for it
+def _too_old(device: torch.device) -> str | None:
     capability = torch.cuda.get_device_capability(device)
-    if capability < _CAPABILITY:
-        name = torch.cuda.get_device_name(device)
-        return (
-            f'{name} has compute capability {_version(capability)}; the kernels need '
-            f'{_version(_CAPABILITY)}'
-        )
-    return None
+    if capability >= _CAPABILITY:
+        return None
+    return (
+        f'{torch.cuda.get_device_name(device)} has compute capability {_version(capability)}; the '
+        f'kernels need {_version(_CAPABILITY)}'
+    )
+
+
+@lru_cache
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split('.')[:2])
 
 
 def _version(parts: tuple[int, int]) -> str:
@@ -146,7 +156,7 @@ def dpc_knn_triton(
     Returns:
         For each count the cluster of every token, (B, N) int64: the rank of its centre.
     """
-    return list(torch.ops.clustr_mm.dpc_knn(x, list(num_clusters), k, precision).unbind(0))
+    return list(DPC_KNN(x, list(num_clusters), k, precision).unbind(0))
 
 
 def merge_triton(
@@ -164,7 +174,7 @@ def merge_triton(
     Returns:
         Cluster tokens, (B, M, C), of x's dtype. They can be differentiated once.
     """
-    return torch.ops.clustr_mm.merge_tokens(x, assignment, num_clusters, weight_logits)[0]
+    return MERGE_TOKENS(x, assignment, num_clusters, weight_logits)[0]
 
 
 @dataclass(frozen=True)
@@ -294,7 +304,9 @@ def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
     Returns:
         The context.
     """
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    if not x.is_cuda or x.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(x.device)
 
 
 def prepare(x: Tensor, precision: Precision) -> PreparedTokens:
@@ -592,44 +604,26 @@ def _remember(
 
 
 def _gradients(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor, None, None, Tensor]:
-    grad_x, grad_logits = torch.ops.clustr_mm.merge_tokens_backward(grad, *ctx.saved_tensors)
+    grad_x, grad_logits = MERGE_TOKENS_BACKWARD(grad, *ctx.saved_tensors)
     return grad_x, None, None, grad_logits
 
 
-def define_operator(
-    signature: str, implementation: Callable[..., Any], fake: Callable[..., Any]
-) -> None:
-    """Defines an operator of torch.library, ``clustr_mm::...``, for every device.
-
-    Not by ``torch.library.custom_op``, whose wrapper takes the host twice as long.
-
-    Args:
-        signature: Name and schema, as in ``'f(Tensor x) -> Tensor'``.
-        implementation: Computes it; it neither changes nor returns its arguments.
-        fake: Makes outputs of the right shape and dtype.
-    """
-    name = f'clustr_mm::{signature[: signature.index("(")]}'
-    torch.library.define(name, signature[signature.index('(') :])
-    torch.library.impl(name, 'default', implementation)
-    torch.library.register_fake(name, fake)
-
-
-if hasattr(torch.library, 'custom_op'):  # from torch 2.4, as all that it takes
-    define_operator(
-        'dpc_knn(Tensor x, SymInt[] num_clusters, SymInt k, str precision) -> Tensor',
-        _dpc_knn,
-        _dpc_knn_fake,
-    )
-    define_operator(
-        'merge_tokens(Tensor x, Tensor? assignment, SymInt num_clusters, Tensor weight_logits)'
-        ' -> (Tensor, Tensor, Tensor, Tensor)',
-        _merge,
-        _merge_fake,
-    )
-    torch.library.register_autograd('clustr_mm::merge_tokens', _gradients, setup_context=_remember)
-    define_operator(
-        'merge_tokens_backward(Tensor grad, Tensor x, Tensor? assignment, Tensor weight_logits, '
-        'Tensor merged, Tensor shift, Tensor total) -> (Tensor, Tensor)',
-        _merge_backward,
-        _merge_backward_fake,
-    )
+DPC_KNN = Operator(
+    'dpc_knn(Tensor x, SymInt[] num_clusters, SymInt k, str precision) -> Tensor',
+    _dpc_knn,
+    _dpc_knn_fake,
+)
+MERGE_TOKENS = Operator(
+    'merge_tokens(Tensor x, Tensor? assignment, SymInt num_clusters, Tensor weight_logits)'
+    ' -> (Tensor, Tensor, Tensor, Tensor)',
+    _merge,
+    _merge_fake,
+    _gradients,
+    _remember,
+)
+MERGE_TOKENS_BACKWARD = Operator(
+    'merge_tokens_backward(Tensor grad, Tensor x, Tensor? assignment, Tensor weight_logits, '
+    'Tensor merged, Tensor shift, Tensor total) -> (Tensor, Tensor)',
+    _merge_backward,
+    _merge_backward_fake,
+)

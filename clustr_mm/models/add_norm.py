@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from clustr_mm.clustering import autocast_dtype
-from clustr_mm.clustering.triton_backend import define_operator, on_device_of, why_no_kernels
+from clustr_mm.clustering.operators import Operator
+from clustr_mm.clustering.triton_backend import on_device_of, why_no_kernels
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_CHANNELS = 4096  # of which a program holds whole tokens
@@ -104,9 +105,7 @@ def add_norm_triton(
     total_dtype = torch.promote_types(x.dtype, y.dtype)
     dtype = (autocast_dtype(x) if rounded else None) or total_dtype
     both = unrounded and dtype != total_dtype
-    total, normed, other = torch.ops.clustr_mm.add_norm(
-        x, y, scale, norm.weight, norm.bias, norm.eps, dtype, both
-    )
+    total, normed, other = ADD_NORM(x, y, scale, norm.weight, norm.bias, norm.eps, dtype, both)
     return total, normed, other if both else normed
 
 
@@ -237,24 +236,24 @@ def _gradients(
     total, scale, weight = ctx.saved_tensors
     if grad_normed is None:
         grad_normed = torch.zeros_like(total)
-    grad_x, grad_y, grad_weight, grad_bias = torch.ops.clustr_mm.add_norm_backward(
+    grad_x, grad_y, grad_weight, grad_bias = ADD_NORM_BACKWARD(
         grad_total, grad_normed, total, scale, weight, *ctx.constants
     )
     return grad_x, grad_y, None, grad_weight, grad_bias, None, None, None
 
 
-if hasattr(torch.library, 'custom_op'):  # from torch 2.4
-    define_operator(
-        'add_norm(Tensor x, Tensor y, Tensor? scale, Tensor weight, Tensor bias, float eps, '
-        'ScalarType dtype, bool unrounded) -> (Tensor, Tensor, Tensor)',
-        _add_norm,
-        _add_norm_fake,
-    )
-    torch.library.register_autograd('clustr_mm::add_norm', _gradients, setup_context=_remember)
-    define_operator(
-        'add_norm_backward(Tensor? grad_total, Tensor grad_normed, Tensor total, Tensor? scale, '
-        'Tensor weight, float eps, ScalarType x_dtype, ScalarType y_dtype)'
-        ' -> (Tensor, Tensor, Tensor, Tensor)',
-        _backward,
-        _backward_fake,
-    )
+ADD_NORM = Operator(
+    'add_norm(Tensor x, Tensor y, Tensor? scale, Tensor weight, Tensor bias, float eps, '
+    'ScalarType dtype, bool unrounded) -> (Tensor, Tensor, Tensor)',
+    _add_norm,
+    _add_norm_fake,
+    _gradients,
+    _remember,
+)
+ADD_NORM_BACKWARD = Operator(
+    'add_norm_backward(Tensor? grad_total, Tensor grad_normed, Tensor total, Tensor? scale, '
+    'Tensor weight, float eps, ScalarType x_dtype, ScalarType y_dtype)'
+    ' -> (Tensor, Tensor, Tensor, Tensor)',
+    _backward,
+    _backward_fake,
+)

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clustr_mm.clustering.triton_backend import define_operator, on_device_of, why_no_kernels
+from clustr_mm.clustering.operators import Operator
+from clustr_mm.clustering.triton_backend import on_device_of, why_no_kernels
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TOKENS, _CHANNELS, _WARPS = 32, 64, 8  # of a tile: 8 values a thread, 16 bytes in half precision
@@ -58,7 +59,7 @@ def conv_gelu_triton(u: Tensor, hw: tuple[int, int], weight: Tensor, bias: Tenso
     Returns:
         (B, H W, C), of u's dtype. It can be differentiated once.
     """
-    return torch.ops.clustr_mm.conv_gelu(u, weight, bias, *hw)
+    return CONV_GELU(u, weight, bias, *hw)
 
 
 def _conv_gelu(u: Tensor, weight: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
@@ -139,20 +140,20 @@ def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, int], output:
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-    grads = torch.ops.clustr_mm.conv_gelu_backward(grad, *ctx.saved_tensors, *ctx.hw)
+    grads = CONV_GELU_BACKWARD(grad, *ctx.saved_tensors, *ctx.hw)
     return *grads, None, None
 
 
-if hasattr(torch.library, 'custom_op'):  # from torch 2.4
-    define_operator(
-        'conv_gelu(Tensor u, Tensor weight, Tensor bias, SymInt height, SymInt width) -> Tensor',
-        _conv_gelu,
-        _conv_gelu_fake,
-    )
-    torch.library.register_autograd('clustr_mm::conv_gelu', _gradients, setup_context=_remember)
-    define_operator(
-        'conv_gelu_backward(Tensor grad, Tensor u, Tensor weight, Tensor bias, SymInt height, '
-        'SymInt width) -> (Tensor, Tensor, Tensor)',
-        _backward,
-        _backward_fake,
-    )
+CONV_GELU = Operator(
+    'conv_gelu(Tensor u, Tensor weight, Tensor bias, SymInt height, SymInt width) -> Tensor',
+    _conv_gelu,
+    _conv_gelu_fake,
+    _gradients,
+    _remember,
+)
+CONV_GELU_BACKWARD = Operator(
+    'conv_gelu_backward(Tensor grad, Tensor u, Tensor weight, Tensor bias, SymInt height, '
+    'SymInt width) -> (Tensor, Tensor, Tensor)',
+    _backward,
+    _backward_fake,
+)
