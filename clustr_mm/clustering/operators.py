@@ -62,25 +62,25 @@ class Operator:
 
     def __call__(self, *arguments: Any) -> Any:
         """Runs the operator."""
-        if _is_traced(arguments):
+        tensors = [each for each in arguments if isinstance(each, Tensor)]
+        if _is_traced() or not {*map(type, arguments)} <= _PLAIN or any(t.is_meta for t in tensors):
             return self._operator(*arguments)
         if (
             self._function is not None
             and torch.is_grad_enabled()
-            and any(isinstance(each, Tensor) and each.requires_grad for each in arguments)
+            and any(tensor.requires_grad for tensor in tensors)
         ):
             return self._function.apply(*arguments)
         return self._implementation(*arguments)
 
 
-def _is_traced(arguments: tuple[Any, ...]) -> bool:
-    """Whether somebody must see an operator, or arguments are not what they seem."""
+def _is_traced() -> bool:
+    """Whether somebody must see an operator."""
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
-        or not {*map(type, arguments)} <= _PLAIN
     )
 
 
