@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from clustr_mm.analysis.roofline import OPERANDS, time_call
+from clustr_mm.clustering import merge_triton
 from clustr_mm.clustering import triton_backend as backend
 from clustr_mm.clustering.merge import EPS
 from clustr_mm.clustering.reference import dpc_knn_reference
@@ -75,14 +76,13 @@ def kernel_work(
     keys = batch * n * width * dtype.itemsize
     values = batch * n * channels * element
     tokens, clusters = batch * n, batch * counts[-1] * channels
-    wide = 0 if element == 4 else 4  # bytes of a merged value that the backward keeps beside
     row = 2 * batch * n * channels * products  # operations of a row of distances
     return {
         'K0 prepare': Work(0, 2 * values + keys),
         'K1 density': Work(row * n, keys + 8 * tokens),
         'K2 score': Work(row * n / 2, 3 * keys + 40 * tokens),
         'K3 assign': Work(row * counts[-1], keys + 8 * len(counts) * tokens),
-        'K4 merge': Work(0, values + 12 * tokens + (element + wide) * clusters),
+        'K4 merge': Work(0, values + 12 * tokens + (element + 4) * clusters),
         'K5 merge backward': Work(0, 2 * values + 16 * tokens + (element + 4) * clusters),
     }
 
@@ -183,7 +183,7 @@ def merge_errors(x: Tensor, clusters: int) -> tuple[float, float]:
     outcomes = []
     for dtype, merge in (
         (torch.float64, _plain_merge),
-        (x.dtype, backend.merge_triton),
+        (x.dtype, merge_triton.merge_triton),
         (x.dtype, _plain_merge),
     ):
         a, b = (t.detach().to(dtype).requires_grad_() for t in (x, logits))
@@ -239,17 +239,19 @@ def time_kernels(
     order = backend.rank(tokens, r)
     labels = backend.assign(tokens, order, counts)[-1]
     logits = x[..., 0].float().contiguous()
-    merged, *saved = backend._merge(x, labels, counts[-1], logits)
-    if x.dtype == torch.float32:
-        saved[0] = merged
+    assignments: list[Tensor | None] = [labels]
+    merge = partial(merge_triton._merge, x, assignments, [counts[-1]], logits, None, None)
+    merged, *saved, _ = merge()
     grad = torch.randn_like(merged)
     calls: tuple[Callable[[], object], ...] = (
         partial(backend.prepare, x, precision),
         partial(backend.density, tokens, K),
         partial(backend.score, tokens, r),
         partial(backend.assign, tokens, order, counts),
-        partial(backend._merge, x, labels, counts[-1], logits),
-        partial(backend._merge_backward, grad, x, labels, logits, *saved),
+        merge,
+        lambda: merge_triton._merge_backward(
+            grad, x, assignments, [counts[-1]], logits, None, *saved
+        ),
     )
     batch, n, channels = x.shape
     works = kernel_work((batch, n, channels), x.element_size(), counts, precision)

@@ -232,7 +232,14 @@ def _work(function: Any, args: Any, kwargs: Any, result: Any, moved: int) -> tup
     if function.namespace == 'clustr_mm':
         if name == 'conv_gelu_backward':  # the gradient at v is written and read, and u read again
             own = _bytes([args[1]])
-            return Work(0, moved + 3 * own), own
+            parts = 4 * 10 * args[1].shape[2] * args[1].shape[0] * -(-args[1].shape[1] // 256)
+            return Work(0, moved + 3 * own + 2 * parts), own + parts
+        if name == 'merge_tokens':  # the layer reads the tokens, and so does every scale
+            return Work(0, moved + _bytes([args[0]]) * (len(args[2]) - (args[4] is None))), 0
+        if name == 'merge_tokens_backward' and args[5] is not None:
+            batch, tokens, channels = args[1].shape
+            parts = 4 * (channels + 1) * batch * -(-tokens // 32)
+            return Work(0, moved + 2 * parts), parts
         if name == 'dpc_knn':
             x = args[0]
             counts = sorted(count for count in set(args[1]) if count < x.shape[1])

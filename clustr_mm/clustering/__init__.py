@@ -8,7 +8,7 @@ of a map each by itself, ``padding.py`` sequences of several lengths.
 
 from clustr_mm.clustering.autocast import autocast_dtype
 from clustr_mm.clustering.dpc_knn import BACKENDS, dpc_knn
-from clustr_mm.clustering.merge import merge_tokens
+from clustr_mm.clustering.merge import merge_scales, merge_tokens
 from clustr_mm.clustering.native import can_run_native
 from clustr_mm.clustering.padding import Padding, padded_dpc_knn
 from clustr_mm.clustering.triton_backend import can_run_triton
@@ -23,6 +23,7 @@ __all__ = [
     'can_run_native',
     'can_run_triton',
     'dpc_knn',
+    'merge_scales',
     'merge_tokens',
     'padded_dpc_knn',
     'split_map',

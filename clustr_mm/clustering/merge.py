@@ -14,12 +14,14 @@ kernels do the same.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clustr_mm.clustering.autocast import without_autocast
-from clustr_mm.clustering.triton_backend import can_run_triton, merge_triton
+from clustr_mm.clustering.merge_triton import merge_scales_triton, merge_triton
+from clustr_mm.clustering.triton_backend import can_run_triton
 
 EPS = 1e-6
 
@@ -83,6 +85,30 @@ def merge_tokens(
         denominator = _sum_rows(weight, row, rows) + EPS * (-largest).exp()  # (B M,)
         merged = numerator / denominator[:, None]
     return merged.view(batch, num_clusters, channels).to(x.dtype)
+
+
+def merge_scales(
+    x: Tensor,
+    assignments: Sequence[Tensor | None],
+    num_clusters: Sequence[int],
+    token_weight: nn.Linear,
+) -> list[Tensor]:
+    """Cluster tokens of several scales, weighed by a layer; on a GPU by one operator.
+
+    Args:
+        x: Tokens, (B, N, C).
+        assignments: For each scale as for ``merge_tokens``.
+        num_clusters: For each scale M.
+        token_weight: From tokens to the logarithms of their weights, C to 1.
+
+    Returns:
+        For each scale cluster tokens, (B, M, C), of x's dtype.
+    """
+    if x.is_cuda and can_run_triton(x) is None:
+        return merge_scales_triton(x, assignments, num_clusters, token_weight)
+    logits = token_weight(x).squeeze(-1)  # (B, N)
+    pairs = zip(assignments, num_clusters, strict=True)
+    return [merge_tokens(x, assignment, count, logits) for assignment, count in pairs]
 
 
 def merge_single_tokens(x: Tensor, weight_logits: Tensor) -> Tensor:

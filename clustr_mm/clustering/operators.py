@@ -98,4 +98,9 @@ def _function(
             remember(ctx, arguments, output)
             return output
 
-    return type('Function', (Function,), {'backward': staticmethod(once_differentiable(backward))})
+    def backward_of_arguments(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        found = backward(ctx, *grads)
+        return tuple(None if isinstance(each, list) else each for each in found)  # of lists
+
+    members = {'backward': staticmethod(once_differentiable(backward_of_arguments))}
+    return type('Function', (Function,), members)

@@ -1,4 +1,4 @@
-"""DPC-KNN and the merge on a GPU: the Triton kernels behind two operators of torch.library.
+"""DPC-KNN on a GPU: the Triton kernels behind an operator of torch.library.
 
 The steps are the definition's (``reference.py``), the kernels are in ``triton_kernels.py``:
 
@@ -12,8 +12,8 @@ The steps are the definition's (``reference.py``), the kernels are in ``triton_k
 The host never waits for the device: no value is read back, so the whole can be captured in a CUDA
 graph. Nothing is added by atomics and nothing is tuned at run time: equal input gives equal output.
 
-torch.compile and torch.export see ``clustr_mm::dpc_knn``, ``clustr_mm::merge_tokens`` and its
-backward as whole operators. Triton is imported when one of them first runs.
+torch.compile and torch.export see ``clustr_mm::dpc_knn`` as a whole operator. Triton is imported
+when it first runs. ``merge_triton.py`` has the merge.
 """
 
 from __future__ import annotations
@@ -157,24 +157,6 @@ def dpc_knn_triton(
         For each count the cluster of every token, (B, N) int64: the rank of its centre.
     """
     return list(DPC_KNN(x, list(num_clusters), k, precision).unbind(0))
-
-
-def merge_triton(
-    x: Tensor, assignment: Tensor | None, num_clusters: int, weight_logits: Tensor
-) -> Tensor:
-    """Weighted mean of the tokens of every cluster, see ``merge_tokens``.
-
-    Args:
-        x: Tokens, (B, N, C), float32, float16 or bfloat16.
-        assignment: Cluster of every token, (B, N) int64 with values below ``num_clusters``; None
-            where every token is a cluster of its own.
-        num_clusters: Number of clusters M.
-        weight_logits: Logarithms of the tokens' weights, (B, N).
-
-    Returns:
-        Cluster tokens, (B, M, C), of x's dtype. They can be differentiated once.
-    """
-    return MERGE_TOKENS(x, assignment, num_clusters, weight_logits)[0]
 
 
 @dataclass(frozen=True)
@@ -481,149 +463,8 @@ def _dpc_knn_fake(x: Tensor, num_clusters: Sequence[int], k: int, precision: str
     return x.new_empty(len(num_clusters), *x.shape[:2], dtype=torch.int64)
 
 
-def _merge(
-    x: Tensor, assignment: Tensor | None, num_clusters: int, weight_logits: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Implementation of ``clustr_mm::merge_tokens``.
-
-    Returns:
-        Cluster tokens, (B, M, C), of x's dtype, and what the backward needs: the same in float32,
-        if that is not x's; the cluster's largest logit and its sum of weights relative to that,
-        (B, M) float32. Without an assignment the backward needs nothing.
-    """
-    from clustr_mm.clustering.triton_kernels import merge_kernel, weigh_kernel
-
-    merged, precise, shift, total = _merge_fake(x, assignment, num_clusters, weight_logits)
-    batch, tokens, channels = x.shape
-    rows = 16 if num_clusters <= 16 else 32
-    block_c = _channel_block(channels)
-    blocks = -(-num_clusters // rows) * -(-channels // block_c)
-    x, weight_logits = x.contiguous(), weight_logits.contiguous()
-    with on_device_of(x):
-        if assignment is None:
-            weigh_kernel[(-(-batch * tokens // 32),)](
-                x, weight_logits, merged, batch * tokens, C=channels, BLOCK_N=32, BLOCK_C=block_c
-            )
-        else:
-            merge_kernel[(batch * blocks,)](
-                x,
-                assignment.contiguous(),
-                weight_logits,
-                merged,
-                precise if precise.numel() else None,
-                shift,
-                total,
-                tokens,
-                num_clusters,
-                C=channels,
-                BLOCK_M=rows,
-                BLOCK_N=64,
-                BLOCK_C=block_c,
-            )
-    return merged, precise, shift, total
-
-
-def _merge_fake(
-    x: Tensor, assignment: Tensor | None, num_clusters: int, weight_logits: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, _, channels = x.shape
-    clusters = (batch, 0 if assignment is None else num_clusters)
-    wide = (*clusters, 0 if x.dtype == torch.float32 else channels)
-    merged = x.new_empty(batch, num_clusters, channels)
-    precise, shift, total = (
-        x.new_empty(shape, dtype=torch.float32) for shape in (wide, clusters, clusters)
-    )
-    return merged, precise, shift, total
-
-
-def _merge_backward(
-    grad: Tensor,
-    x: Tensor,
-    assignment: Tensor | None,
-    weight_logits: Tensor,
-    merged: Tensor,
-    shift: Tensor,
-    total: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Implementation of ``clustr_mm::merge_tokens_backward``: gradients of x and the logits."""
-    from clustr_mm.clustering.triton_kernels import merge_backward_kernel
-
-    grad_x, grad_logits = _merge_backward_fake(
-        grad, x, assignment, weight_logits, merged, shift, total
-    )
-    batch, tokens, channels = x.shape
-    with on_device_of(x):
-        merge_backward_kernel[(batch * -(-tokens // 32),)](
-            grad.contiguous(),
-            x.contiguous(),
-            None if assignment is None else assignment.contiguous(),
-            weight_logits.contiguous(),
-            merged,
-            shift,
-            total,
-            grad_x,
-            grad_logits,
-            tokens,
-            grad.shape[1],
-            C=channels,
-            BLOCK_N=32,
-            BLOCK_C=_channel_block(channels),
-        )
-    return grad_x, grad_logits
-
-
-def _merge_backward_fake(
-    grad: Tensor,
-    x: Tensor,
-    assignment: Tensor | None,
-    weight_logits: Tensor,
-    merged: Tensor,
-    shift: Tensor,
-    total: Tensor,
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), weight_logits.new_empty(weight_logits.shape)
-
-
-def _channel_block(channels: int) -> int:
-    """Channels of a tile of the merge: the power of two from 16 to 64 that holds them."""
-    return min(64, max(16, 1 << (channels - 1).bit_length()))
-
-
-def _remember(
-    ctx: Any,
-    inputs: tuple[Tensor, Tensor | None, int, Tensor],
-    output: tuple[Tensor, Tensor, Tensor, Tensor],
-) -> None:
-    x, assignment, _, weight_logits = inputs
-    merged, precise, *scalars = output
-    if x.dtype == torch.float32 and assignment is not None:
-        precise = merged
-    ctx.save_for_backward(x, assignment, weight_logits, precise, *scalars)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _gradients(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor, None, None, Tensor]:
-    grad_x, grad_logits = MERGE_TOKENS_BACKWARD(grad, *ctx.saved_tensors)
-    return grad_x, None, None, grad_logits
-
-
 DPC_KNN = Operator(
     'dpc_knn(Tensor x, SymInt[] num_clusters, SymInt k, str precision) -> Tensor',
     _dpc_knn,
     _dpc_knn_fake,
-)
-MERGE_TOKENS = Operator(
-    'merge_tokens(Tensor x, Tensor? assignment, SymInt num_clusters, Tensor weight_logits)'
-    ' -> (Tensor, Tensor, Tensor, Tensor)',
-    _merge,
-    _merge_fake,
-    _gradients,
-    _remember,
-)
-MERGE_TOKENS_BACKWARD = Operator(
-    'merge_tokens_backward(Tensor grad, Tensor x, Tensor? assignment, Tensor weight_logits, '
-    'Tensor merged, Tensor shift, Tensor total) -> (Tensor, Tensor)',
-    _merge_backward,
-    _merge_backward_fake,
 )

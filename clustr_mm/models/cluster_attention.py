@@ -20,7 +20,7 @@ from clustr_mm.clustering import (
     Windows,
     autocast_dtype,
     dpc_knn,
-    merge_tokens,
+    merge_scales,
     padded_dpc_knn,
     split_map,
     windowed_dpc_knn,
@@ -260,27 +260,29 @@ class ClusterAttention(nn.Module):
             x = x.masked_fill(~padding.mask[..., None], 0)
         x = _rounded(x)
         q = self.q(x)  # (B, N, C)
-        weight_logits = self.token_weight(x).squeeze(-1)  # (B, N)
+        counts = clusters.num_clusters
+        if padding is None:
+            present: Sequence[Tensor | None] = [None] * len(counts)
+            merged = self.merge(x, clusters.labels, counts)
+        else:  # padding is one cluster more, which nobody sees
+            present = padding.present  # for each scale (B, M)
+            merged = self.merge(x, clusters.labels, [count + 1 for count in counts])
+            merged = [each[:, :-1] for each in merged]
         total: Tensor | None = None
-        for scale, kv in enumerate(self.kvs):
-            labels, count = clusters.labels[scale], clusters.num_clusters[scale]
-            if padding is None:
-                merged, present = self.merge(x, labels, count, weight_logits), None
-            else:  # padding is one cluster more, which nobody sees
-                merged = self.merge(x, labels, count + 1, weight_logits)[:, :count]
-                present = padding.present[scale]  # (B, M)
-            # merged: (B, M, C)
+        for scale, (kv, of_scale) in enumerate(zip(self.kvs, merged, strict=True)):  # (B, M, C)
             if self.fine_scope == 'window' and scale > 0 and clusters.windows is not None:
-                out = self._attend_in_windows(q, kv(merged), clusters.windows, scale)
+                out = self._attend_in_windows(q, kv(of_scale), clusters.windows, scale)
             else:
-                out = attend(q, kv(merged), self.num_heads, present)
+                out = attend(q, kv(of_scale), self.num_heads, present[scale])
             total = out if total is None else total + out
         out = self.proj(total)
         return out if padding is None else out.masked_fill(~padding.mask[..., None], 0)
 
-    def merge(self, x: Tensor, labels: Tensor | None, num_clusters: int, logits: Tensor) -> Tensor:
-        """Merges the tokens of every cluster, as ``clustr_mm.clustering.merge_tokens``."""
-        return merge_tokens(x, labels, num_clusters, logits)
+    def merge(
+        self, x: Tensor, labels: Sequence[Tensor | None], num_clusters: Sequence[int]
+    ) -> list[Tensor]:
+        """Merges the tokens of every cluster of every scale, as ``merge_scales``."""
+        return merge_scales(x, labels, num_clusters, self.token_weight)
 
     def _attend_in_windows(self, q: Tensor, kv: Tensor, windows: Windows, scale: int) -> Tensor:
         """Attends from every token to the clusters of its own window, (B, N, C)."""

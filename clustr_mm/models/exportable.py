@@ -8,6 +8,7 @@ happens to sums into equal indices is a runtime's own affair.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TypeVar, cast
 
 import torch
@@ -63,11 +64,17 @@ class ExportableAttention(ClusterAttention):
         counts = self.num_clusters(x.shape[1])
         return Clusters(tuple(dpc_knn_traceable(x, counts, self.k)), counts)
 
-    def merge(self, x: Tensor, labels: Tensor | None, num_clusters: int, logits: Tensor) -> Tensor:
-        """Merges the tokens of every cluster by standard operations."""
-        if labels is None:
-            return merge_single_tokens(x, logits)
-        return merge_by_product(x, labels, num_clusters, logits)
+    def merge(
+        self, x: Tensor, labels: Sequence[Tensor | None], num_clusters: Sequence[int]
+    ) -> list[Tensor]:
+        """Merges the tokens of every cluster of every scale by standard operations."""
+        logits = self.token_weight(x).squeeze(-1)  # (B, N)
+        return [
+            merge_single_tokens(x, logits)
+            if assignment is None
+            else merge_by_product(x, assignment, count, logits)
+            for assignment, count in zip(labels, num_clusters, strict=True)
+        ]
 
 
 def merge_by_product(x: Tensor, labels: Tensor, num_clusters: int, logits: Tensor) -> Tensor:

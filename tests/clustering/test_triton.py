@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from triton_process import both_ways, run_checks
 
 from clustr_mm import ClusTR
-from clustr_mm.clustering import dpc_knn
+from clustr_mm.clustering import dpc_knn, merge_triton
 from clustr_mm.clustering import triton_backend as backend
 from clustr_mm.models import add_norm, conv_gelu
 
@@ -61,12 +61,12 @@ class Compiled:
 
 def replace_kernels(monkeypatch, stand_in) -> int:
     """Puts something in every kernel's place; returns how many there are."""
-    from clustr_mm.clustering import triton_kernels
+    from clustr_mm.clustering import merge_kernels, triton_kernels
     from clustr_mm.models import add_norm_kernels, conv_gelu_kernels
 
     kernels = [
         (module, name, kernel)
-        for module in (triton_kernels, conv_gelu_kernels, add_norm_kernels)
+        for module in (triton_kernels, merge_kernels, conv_gelu_kernels, add_norm_kernels)
         for name, kernel in vars(module).items()
         if name.endswith('_kernel')
     ]
@@ -80,9 +80,10 @@ def replace_kernels(monkeypatch, stand_in) -> int:
 def test_kernels_compile_for_a_gpu(capability, monkeypatch, tmp_path):
     # The interpreter takes much that the compiler does not.
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
-    assert replace_kernels(monkeypatch, Compiled) == 11
+    assert replace_kernels(monkeypatch, Compiled) == 12
     x = torch.zeros(8, 4200, 64)
     labels, logits = torch.zeros(8, 4200, dtype=torch.int64), torch.zeros(8, 4200)
+    layer = torch.zeros(1, 64)
     driver = triton.runtime.driver
     before = vars(driver).copy()  # to reset it asks for a GPU
     driver.set_active(DriverOfNoGpu(capability))
@@ -91,9 +92,11 @@ def test_kernels_compile_for_a_gpu(capability, monkeypatch, tmp_path):
         backend.score(tokens, backend.density(tokens, k=5).zero_())
         backend.assign(tokens, torch.zeros(8, 4224, dtype=torch.int64), [65, 260])
         for u in (x, x.half()):
-            for assignment, clusters in ((labels, 260), (None, 4200)):
-                merged, *saved = backend._merge(u, assignment, clusters, logits)
-                backend._merge_backward(merged, u, assignment, logits, *saved)
+            for scales in (([labels], [260]), ([None], [4200]), ([labels, None], [260, 4200])):
+                merged, *saved, _ = merge_triton._merge(u, *scales, logits, None, None)
+                merge_triton._merge_backward(merged, u, *scales, logits, None, *saved)
+                merge_triton._merge(u, *scales, None, layer, layer[0, :1])
+                merge_triton._merge_backward(merged, u, *scales, logits, layer, *saved)
             weight, bias = torch.zeros(64, 1, 3, 3), torch.zeros(64)
             conv_gelu._conv_gelu(u, weight, bias, 60, 70)
             conv_gelu._backward(u, u, weight, bias, 60, 70)
@@ -191,17 +194,22 @@ def test_between_the_kernels_the_host_never_waits(pretended_gpu, dtype, monkeypa
             return lambda *args, **constants: None
 
     replace_kernels(monkeypatch, Launched)
-    for module in (backend, conv_gelu, add_norm):
+    for module in (backend, merge_triton, conv_gelu, add_norm):
         monkeypatch.setattr(module, 'on_device_of', lambda x: nullcontext())
     monkeypatch.setattr(backend, '_limits', lambda device: (2**16, 128))
     x = torch.empty(2, 100, 20, device='cuda', dtype=dtype)
     labels = backend._dpc_knn(x, [6, 25, 100, 6], 5, 'fp16x3')
     assert labels.shape == (4, 2, 100) and labels.dtype == torch.int64
-    for assignment, clusters in ((labels[0], 6), (None, 100)):
-        merged, *saved = backend._merge(x, assignment, clusters, x[..., 0])
-        assert merged.shape == (2, clusters, 20) and merged.dtype == dtype
-        grads = backend._merge_backward(merged, x, assignment, x[..., 0], *saved)
-        assert [g.dtype for g in grads] == [dtype, dtype]
+    scales = [labels[0], None], [6, 100]
+    merged, *saved, _ = merge_triton._merge(x, *scales, x[..., 0], None, None)
+    assert merged.shape == (2 * 106, 20) and merged.dtype == dtype
+    grads = merge_triton._merge_backward(merged, x, *scales, x[..., 0], None, *saved)
+    assert [g.dtype for g in grads] == [dtype] * 4
+    layer = torch.empty(1, 20, device='cuda'), torch.empty(1, device='cuda')
+    *_, logits = merge_triton._merge(x, *scales, None, *layer)
+    grads = merge_triton._merge_backward(merged, x, *scales, logits, layer[0], *saved)
+    assert [g.dtype for g in grads] == [dtype, *[torch.float32] * 3]
+    assert [tuple(g.shape) for g in grads[2:]] == [(1, 20), (1,)]
     weight, bias = torch.empty(20, 1, 3, 3, device='cuda'), torch.empty(20, device='cuda')
     out = conv_gelu._conv_gelu(x, weight, bias, 10, 10)
     grads = conv_gelu._backward(out, x, weight, bias, 10, 10)

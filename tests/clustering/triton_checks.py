@@ -5,6 +5,7 @@ On a CPU they need TRITON_INTERPRET=1 before triton is imported, which nothing e
     TRITON_INTERPRET=1 pytest tests/clustering/triton_checks.py
 """
 
+import copy
 import os
 
 import pytest
@@ -14,8 +15,9 @@ from triton_process import poisoned_memory
 
 from clustr_mm import ClusTR
 from clustr_mm.analysis.kernels import operands
-from clustr_mm.clustering import dpc_knn, merge_tokens
+from clustr_mm.clustering import dpc_knn, merge_scales, merge_tokens
 from clustr_mm.clustering import triton_backend as backend
+from clustr_mm.clustering.merge_triton import merge_scales_triton, merge_triton
 from clustr_mm.clustering.reference import dpc_knn_reference, log_density, pairwise_distance2
 
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # deterministic matrix products
@@ -261,11 +263,15 @@ def merge_case(
 def by_the_formula(x, labels, m, logits):
     """The merge and its gradients in float64, from the formula of merge.py."""
     x, logits = x.double().requires_grad_(), logits.double().requires_grad_()
+    return x, logits, by_the_formula_of(x, labels, m, logits)
+
+
+def by_the_formula_of(x, labels, m, logits):
     if labels is None:  # every token is a cluster of its own
         labels = torch.arange(m, device=x.device).expand(logits.shape)
     member = torch.nn.functional.one_hot(labels, m).to(x.dtype).transpose(1, 2)  # (B, M, N)
     w = logits.exp()[..., None]
-    return x, logits, (member @ (w * x)) / (member @ w + 1e-6)
+    return (member @ (w * x)) / (member @ w + 1e-6)
 
 
 def assert_close(found, expected, tolerance):
@@ -296,7 +302,7 @@ def test_merge_and_its_gradients_are_the_formulas(shape):
     wide_x, wide_logits, expected = by_the_formula(x, labels, m, logits)
     x.requires_grad_()
     logits.requires_grad_()
-    merged = backend.merge_triton(x, labels, m, logits)
+    merged = merge_triton(x, labels, m, logits)
     assert merged.dtype == torch.float32 and merged.shape == expected.shape
     assert_close(merged, expected.detach(), 1e-6)
     direction = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
@@ -312,7 +318,7 @@ def test_merge_and_its_gradients_are_the_formulas(shape):
 def test_merge_is_merge_tokens(single):
     case = merge_case(single=single)
     plain = [t.cpu() if isinstance(t, torch.Tensor) else t for t in case]
-    merged, expected = backend.merge_triton(*case).cpu(), merge_tokens(*plain)
+    merged, expected = merge_triton(*case).cpu(), merge_tokens(*plain)
     torch.testing.assert_close(merged, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -323,7 +329,7 @@ def test_merge_of_half_precision_errs_by_its_rounding_alone(dtype, single):
     wide_x, wide_logits, expected = by_the_formula(x, labels, m, logits)
     x.requires_grad_()
     logits.requires_grad_()
-    merged = backend.merge_triton(x, labels, m, logits)
+    merged = merge_triton(x, labels, m, logits)
     assert merged.dtype == dtype
     half_an_ulp = torch.finfo(dtype).eps / 2
     if DEVICE == 'cpu' and dtype == torch.bfloat16:
@@ -342,7 +348,7 @@ def test_merge_of_extreme_weights_stays_finite(shift, single):
     x, labels, m, logits = merge_case(shift=float(shift), empty=5, single=single)
     x.requires_grad_()
     logits.requires_grad_()
-    merged = backend.merge_triton(x, labels, m, logits)
+    merged = merge_triton(x, labels, m, logits)
     merged.square().sum().backward()
     assert merged.isfinite().all() and x.grad.isfinite().all() and logits.grad.isfinite().all()
     assert single or (merged[:, -5:] == 0).all(), 'an empty cluster is zero'
@@ -353,12 +359,93 @@ def test_merge_of_extreme_weights_stays_finite(shift, single):
 
 def test_merge_is_deterministic_and_takes_strided_tensors():
     x, labels, m, logits = merge_case(n=130, m=20)
-    first = backend.merge_triton(x, labels, m, logits)
+    first = merge_triton(x, labels, m, logits)
     for _ in range(3 if DEVICE == 'cpu' else 30):
-        assert torch.equal(first, backend.merge_triton(x, labels, m, logits))
+        assert torch.equal(first, merge_triton(x, labels, m, logits))
     strided = x.transpose(1, 2).contiguous().transpose(1, 2)
     wide = torch.stack([logits, logits], -1)[..., 0]
-    assert torch.equal(first, backend.merge_triton(strided, labels, m, wide))
+    assert torch.equal(first, merge_triton(strided, labels, m, wide))
+
+
+def merged_with_gradients(function, case, dtype=None):
+    """Merges at several scales, the weights from a layer; its results and all gradients."""
+    x, scales, layer = case
+    layer = copy.deepcopy(layer).to(dtype)
+    x = x.detach().to(dtype or x.dtype).requires_grad_()
+    merged = function(x, *scales, layer)
+    generator = torch.Generator().manual_seed(2)
+    for each in merged:
+        direction = torch.randn(each.shape, generator=generator).to(each)
+        each.backward(direction, retain_graph=True)
+    return [*(m.detach() for m in merged), x.grad, layer.weight.grad, layer.bias.grad]
+
+
+def scales_case(batch=2, n=70, channels=20, counts=(5, 20), dtype=torch.float32):
+    generator = torch.Generator().manual_seed(n)
+    x = torch.randn(batch, n, channels, generator=generator).to(DEVICE, dtype)
+    labels = [
+        None if m == n else torch.randint(0, m, (batch, n), generator=generator).to(DEVICE)
+        for m in counts
+    ]
+    layer = torch.nn.Linear(channels, 1).to(DEVICE)
+    layer.weight.data = torch.randn(1, channels, generator=generator).to(DEVICE) / channels**0.5
+    layer.bias.data = torch.randn(1, generator=generator).to(DEVICE)
+    return x, (labels, list(counts)), layer
+
+
+@pytest.mark.parametrize(
+    'shape',
+    [
+        dict(),
+        dict(counts=(5, 70)),
+        dict(counts=(70,)),
+        dict(counts=(1, 4, 16, 70)),
+        dict(channels=100, n=33, counts=(2, 8)),
+        dict(channels=320, n=20, counts=(3, 20)),
+        dict(batch=1, n=1, counts=(1,), channels=1),
+    ],
+)
+def test_scales_and_their_layer_are_the_formulas(shape):
+    case = scales_case(**shape)
+    exact = merged_with_gradients(plain_scales, case, torch.double)
+    found = merged_with_gradients(merge_scales_triton, case)
+    for a, b in zip(found, exact, strict=True):
+        assert a.shape == b.shape and a.dtype == torch.float32
+        assert (a - b).abs().max() <= 3e-6 * max(1, b.abs().max())
+
+
+def plain_scales(x, labels, counts, layer):
+    """From the formula; on a CPU merge_scales is plain PyTorch."""
+    logits = layer(x).squeeze(-1)
+    return [by_the_formula_of(x, a, m, logits) for a, m in zip(labels, counts, strict=True)]
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_scales_in_half_precision_err_at_most_twice_what_plain_pytorch_does(dtype):
+    case = scales_case(n=90, counts=(6, 24, 90), dtype=dtype)
+    exact = merged_with_gradients(plain_scales, case, torch.double)
+    with torch.autocast(DEVICE, dtype):
+        found = merged_with_gradients(merge_scales_triton, case)
+        plain = merged_with_gradients(merge_scales if DEVICE == 'cpu' else plain_scales, case)
+    assert [t.dtype for t in found] == [dtype] * 4 + [torch.float32] * 2
+    # Triton's interpreter does not round to bfloat16, it cuts bits off.
+    cut_off = DEVICE == 'cpu' and dtype == torch.bfloat16
+    ulp = torch.finfo(dtype).eps * (0.5 if cut_off else 0.25)
+    for a, b, c in zip(found, plain, exact, strict=True):
+        error, allowed = (torch.linalg.vector_norm(t.double() - c) for t in (a, b))
+        assert error <= 2 * (allowed + ulp * torch.linalg.vector_norm(c))
+
+
+def test_scales_repeat_and_one_scale_alone_gives_the_same():
+    case = scales_case(counts=(5, 20, 70))
+    first = merged_with_gradients(merge_scales_triton, case)
+    for _ in range(2 if DEVICE == 'cpu' else 30):
+        again = merged_with_gradients(merge_scales_triton, case)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    x, (labels, counts), layer = case
+    for s in range(3):
+        (alone,) = merge_scales_triton(x, labels[s : s + 1], counts[s : s + 1], layer)
+        assert torch.equal(alone, first[s])
 
 
 # --- the operators of torch.library
@@ -369,19 +456,24 @@ def test_clustering_keeps_an_operators_contract():
     torch.library.opcheck(torch.ops.clustr_mm.dpc_knn.default, (x, [3, 20], 5, 'fp16x3'))
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
-@pytest.mark.parametrize('single', [False, True])
-def test_merge_keeps_an_operators_contract(single, dtype):
-    x, labels, m, logits = merge_case(n=20, m=6, channels=8, single=single, dtype=dtype)
-    operator = torch.ops.clustr_mm.merge_tokens.default
-    torch.library.opcheck(operator, (x, labels, m, logits))
-    torch.library.opcheck(operator, (x.requires_grad_(), labels, m, logits.requires_grad_()))
-    merged, precise, *sums = (t.detach() for t in operator(x, labels, m, logits))
-    x, logits = x.detach(), logits.detach()
-    kept = merged if dtype == torch.float32 and not single else precise
+@pytest.mark.parametrize('learned', [False, True])
+@pytest.mark.parametrize('singles', [(False,), (True,), (False, True), (False, False)])
+def test_merge_keeps_an_operators_contract(singles, learned):
+    cases = [merge_case(n=20, m=6, channels=8, single=single) for single in singles]
+    x, *_, logits = cases[0]
+    scales = [case[1] for case in cases], [case[2] for case in cases]
+    weight = torch.randn(1, 8, device=DEVICE) if learned else None
+    bias = torch.randn(1, device=DEVICE) if learned else None
+    layer = (None, weight, bias) if learned else (logits, None, None)
+    operators = torch.ops.clustr_mm
+    torch.library.opcheck(operators.merge_tokens.default, (x, *scales, *layer))
+    trained = [t if t is None else t.clone().requires_grad_() for t in (x, *layer)]
+    arguments = (trained[0], *scales, *trained[1:])
+    torch.library.opcheck(operators.merge_tokens.default, arguments)
+    merged, *kept, own = operators.merge_tokens(x, *scales, *layer)
     torch.library.opcheck(
-        torch.ops.clustr_mm.merge_tokens_backward.default,
-        (torch.ones_like(merged), x, labels, logits, kept, *sums),
+        operators.merge_tokens_backward.default,
+        (torch.ones_like(merged), x, *scales, own if learned else logits, weight, *kept),
     )
 
 
@@ -389,7 +481,7 @@ def cluster_and_merge(x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     assert backend.can_run_triton(x, 5) is None
     m = x.shape[1] // 4
     (labels,) = backend.dpc_knn_triton(x.detach(), [m], 5)
-    return backend.merge_triton(x, labels, m, logits)
+    return merge_triton(x, labels, m, logits)
 
 
 def test_compiles_and_exports_without_a_break():
@@ -427,7 +519,7 @@ def test_a_gpu_takes_the_kernels_by_default(batch, n, channels, dtype):
     assert torch.equal(labels, dpc_knn(x, m, backend='triton'))
     logits = x[..., 0].contiguous()
     merged = merge_tokens(x, labels, m, logits)
-    assert torch.equal(merged, backend.merge_triton(x, labels, m, logits))
+    assert torch.equal(merged, merge_triton(x, labels, m, logits))
     assert dpc_knn(x.double(), m).shape == (batch, n), 'what the kernels do not take still runs'
 
 
