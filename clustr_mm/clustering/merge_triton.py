@@ -251,13 +251,15 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
     ctx.num_clusters = num_clusters
 
 
-def _gradients(ctx: Any, grad: Tensor, *_: None) -> tuple[Any, ...]:
+def _gradients(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
     x, logits, weight, precise, shift, total, *assignments = ctx.saved_tensors
+    # torch.library wants one for every tensor of a list of tensors.
+    of_assignments = None if any(a is None for a in assignments) else [None] * len(assignments)
+    if grad is None:  # nobody uses the cluster tokens
+        return None, of_assignments, None, None, None, None
     grad_x, grad_logits, grad_weight, grad_bias = MERGE_TOKENS_BACKWARD(
         grad, x, assignments, ctx.num_clusters, logits, weight, precise, shift, total
     )
-    # torch.library wants one for every tensor of a list of tensors.
-    of_assignments = None if any(a is None for a in assignments) else [None] * len(assignments)
     if weight is None:
         return grad_x, of_assignments, None, grad_logits, None, None
     return grad_x, of_assignments, None, None, grad_weight, grad_bias
