@@ -28,7 +28,7 @@ _CHECKED = ('CheckedLoad', 'CheckedStep')
 _IGNORED = 255  # the label of pixels that no loss and no metric counts
 _MEND = (
     'restore the file or take it out of the data set (--cfg-options on_broken_file=skip trains '
-    'without it)'
+    'without it; validation and test need every file)'
 )
 
 
