@@ -176,6 +176,7 @@ def test_empty_sequences_are_refused_as_empty_images_are(shape):
 def test_on_a_gpu_without_the_kernels_it_says_so_once(caplog, monkeypatch):
     # A GPU of an older generation, pretended by tensors without values.
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (7, 5))
+    monkeypatch.setattr(triton_backend, '_too_old', triton_backend._too_old.__wrapped__)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device=None: 'an old GPU')
     monkeypatch.setenv('TRITON_INTERPRET', '0')
     monkeypatch.setattr(triton_backend, '_said', set())

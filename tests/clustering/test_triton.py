@@ -155,6 +155,7 @@ class Calls(TorchDispatchMode):
 def pretended_gpu(monkeypatch):
     """Tensors that say they are on a GPU and hold no values: reading one is an error."""
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (9, 0))
+    monkeypatch.setattr(backend, '_too_old', backend._too_old.__wrapped__)  # nothing remembered
     monkeypatch.setenv('TRITON_INTERPRET', '0')
     with FakeTensorMode(allow_non_fake_inputs=True), Calls() as calls:
         yield calls

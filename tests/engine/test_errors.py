@@ -112,7 +112,11 @@ def test_an_interrupted_training_says_how_it_goes_on(tmp_path, capsys):
     cfg = make_config(tmp_path / 'run', epochs=False)
     cfg.custom_hooks = [dict(type='Interrupts', priority='LOWEST')]
     cfg.dump(tmp_path / 'toy.py')
-    assert run_tool(lambda _: train([str(tmp_path / 'toy.py'), '--device', 'cpu'])) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & has it ignored
+    try:
+        assert run_tool(lambda _: train([str(tmp_path / 'toy.py'), '--device', 'cpu'])) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     (line,) = [each for each in capsys.readouterr().err.splitlines() if 'interrupted' in each]
     assert line == 'error: interrupted; --resume goes on from the newest checkpoint'
     assert (tmp_path / 'run' / 'iter_5.pth').is_file()
