@@ -155,7 +155,7 @@ def _run(browser: Any) -> list[np.ndarray]:
     old = set(_pictures(browser))
     browser.find_element('id', 'run').click()
     # gradio names a picture by its content: an equal prediction keeps its address.
-    _wait(browser, lambda b: len(_pictures(b)) == 2 and _pictures(b)[1] not in old)
+    _wait(browser, lambda b: len(new := _pictures(b)) == 2 and new[1] not in old)
     data = browser.execute_async_script(
         """const done = arguments[arguments.length - 1];
         Promise.all([...document.querySelectorAll('#prediction img, #clusters img')].map(
