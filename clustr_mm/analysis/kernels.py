@@ -22,6 +22,7 @@ from clustr_mm.clustering.merge import EPS
 from clustr_mm.clustering.reference import dpc_knn_reference
 from clustr_mm.clustering.triton_backend import Precision, Tile
 
+MULTIPROCESSORS = 132  # of an H200
 K = 5  # neighbours of the density estimate, the token itself included
 
 
@@ -45,14 +46,17 @@ class Work:
     Attributes:
         operations: Of its matrix products; a multiply-add is two.
         bytes: That it must read and write in the device's memory.
+        share: Of the device's multiprocessors that have work.
     """
 
     operations: float
     bytes: float
+    share: float = 1.0
 
     def floor(self, ceilings: Ceilings) -> float:
         """The least seconds that it can take."""
-        return max(self.operations / ceilings.operations, self.bytes / ceilings.bytes)
+        computing = self.operations / (ceilings.operations * self.share)
+        return max(computing, self.bytes / ceilings.bytes)
 
 
 def kernel_work(
@@ -85,6 +89,36 @@ def kernel_work(
         'K4 merge': Work(0, values + 12 * tokens + (element + 4) * clusters),
         'K5 merge backward': Work(0, 2 * values + 16 * tokens + (element + 4) * clusters),
     }
+
+
+def clustering_work(
+    shape: tuple[int, int, int], element: int, counts: Sequence[int], precision: Precision
+) -> tuple[Work, int]:
+    """What the clustering must do for some tokens, with the kernels that it takes for so many.
+
+    Args:
+        shape: Of the tokens, (B, N, C).
+        element: Bytes of a value of theirs.
+        counts: Ascending cluster counts below N.
+        precision: Of the operands.
+
+    Returns:
+        The work, and the bytes of memory that it needs beside the tokens and the labels.
+    """
+    works = kernel_work(shape, element, counts, precision)
+    parts = [works[key] for key in works if key < 'K4']
+    batch, n, channels = shape
+    if n > backend.WHOLE_IMAGE:
+        keys = int(works['K1 density'].bytes)
+        total = Work(sum(part.operations for part in parts), sum(part.bytes for part in parts))
+        return total, 2 * keys  # and again by density
+    _, products = OPERANDS[precision]
+    padded = -(-n // 64) * 64
+    facts = 16 * batch * padded
+    pairs = batch * padded * (2 * padded + counts[-1])
+    moved = parts[0].bytes + 2 * facts + 8 * len(counts) * batch * n
+    share = min(1.0, batch / MULTIPROCESSORS)
+    return Work(2 * pairs * channels * products, moved, share), int(parts[0].bytes) + facts
 
 
 def measure_ceilings(device: torch.device, side: int) -> Ceilings:

@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from clustr_mm.analysis.kernels import Ceilings, Work, kernel_work
+from clustr_mm.analysis.kernels import Ceilings, Work, clustering_work
 
 # Measured on an NVIDIA H200: an 8192-cubed bfloat16 product and a copy, read and written bytes.
 H200 = Ceilings(operations=788e12, bytes=4.3e12)
@@ -259,12 +259,7 @@ def _work(function: Any, args: Any, kwargs: Any, result: Any, moved: int) -> tup
         if name == 'dpc_knn':
             x = args[0]
             counts = sorted(count for count in set(args[1]) if count < x.shape[1])
-            works = kernel_work(tuple(x.shape), x.element_size(), counts, args[3])
-            parts = [works[key] for key in works if key < 'K4']
-            return (
-                Work(sum(part.operations for part in parts), sum(part.bytes for part in parts)),
-                2 * int(works['K1 density'].bytes),  # the keys, and again by density
-            )
+            return clustering_work(tuple(x.shape), x.element_size(), counts, args[3])
         return Work(0, moved), 0
     formula = flop_registry.get(function.overloadpacket)
     operations = 0 if formula is None else formula(*args, **kwargs, out_val=result)

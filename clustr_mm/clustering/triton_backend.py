@@ -9,6 +9,9 @@ The steps are the definition's (``reference.py``), the kernels are in ``triton_k
     (sort)        score -> tokens by rank as a centre
     assign    K3  that order -> labels              tokens times centres, all scales at once
 
+Of few tokens the launches would take longer than the work; ``whole_image_kernel.py`` has all of it
+in one launch.
+
 The host never waits for the device: no value is read back, so the whole can be captured in a CUDA
 graph. Nothing is added by atomics and nothing is tuned at run time: equal input gives equal output.
 
@@ -46,6 +49,10 @@ _CAPABILITY = (8, 0)  # the first with asynchronous copies and TF32
 # costs little and if there are enough programs left to fill a large GPU twice.
 _MANY_ROWS_FROM = 1024  # tokens of an image
 _MANY_ROWS_FROM_BATCH = 2**15  # tokens of all images
+# Images of so few tokens, N' of them, are clustered by one program each, in one launch. With more a
+# program would take longer than many programs and their launches.
+WHOLE_IMAGE = 256
+_EXCHANGED = 8 * 1024  # bytes of it through which warps may meet
 _SHARED_MEMORY = 96 * 1024  # bytes a program may use on every GPU of these capabilities
 _REGISTERS = 128  # a thread: two programs of 256 threads share a multiprocessor
 
@@ -181,9 +188,9 @@ class PreparedTokens:
 
     @property
     def block_c(self) -> int:
-        """Channels of a tile: the largest of 64, 32 and 16 that divides C'."""
-        width = self.keys.shape[2] // (2 if self.precision == 'fp16x3' else 1)
-        return min(64, width & -width)
+        """Channels of a tile."""
+        width = self.keys.shape[2]
+        return _channel_block(width // 2 if self.precision == 'fp16x3' else width)
 
 
 class Tile(NamedTuple):
@@ -216,13 +223,22 @@ def choose_tile(tokens: PreparedTokens, values: int) -> Tile:
     Returns:
         The shape: ``rows`` divides N' and ``columns`` divides ``rows``; both are at least 16.
     """
-    row_bytes = tokens.keys.shape[2] * tokens.keys.element_size()
-    shared_memory, registers = _limits(tokens.keys.device)
+    batch, _, width = tokens.keys.shape
+    rows = _row_multiple(batch, tokens.tokens)
+    row_bytes = width * tokens.keys.element_size()
+    tile = _choose_tile(rows, 2 * rows, row_bytes, values, tokens.keys.device)
     if tokens.precision == 'ieee':  # operands and sums lie in registers too
-        registers = None
-    room = shared_memory // row_bytes
-    rows = _row_multiple(tokens.keys.shape[0], tokens.tokens)
-    threads = 2 * rows
+        return tile._replace(registers=None)
+    return tile
+
+
+@lru_cache(maxsize=1024)  # of a hundred launches an image, each would wait for it
+def _choose_tile(
+    rows: int, threads: int, row_bytes: int, values: int, device: torch.device
+) -> Tile:
+    """The tile of at most so many rows, and of a program of so many threads."""
+    shared_memory, registers = _limits(device)
+    room = (shared_memory - _EXCHANGED) // row_bytes
     columns = 64
     stages = 3 if row_bytes <= 256 else 2
     # Columns first: fewer than 64 rows are too few for Hopper's matrix instructions.
@@ -304,13 +320,9 @@ def prepare(x: Tensor, precision: Precision) -> PreparedTokens:
     from clustr_mm.clustering.triton_kernels import prepare_kernel
 
     batch, total, channels = x.shape
-    padded, padded_c = _round_up(total, _row_multiple(batch, total)), _round_up(channels, 16)
-    half = precision in ('fp16', 'fp16x3')
+    padded = _round_up(total, _row_multiple(batch, total))
     tokens = PreparedTokens(
-        x.new_empty(
-            (batch, padded, padded_c * (2 if precision == 'fp16x3' else 1)),
-            dtype=torch.float16 if half else torch.float32,
-        ),
+        _empty_keys(x, padded, precision),
         x.new_empty((batch, padded), dtype=torch.float32),
         x.new_empty(batch, dtype=torch.float32),
         total,
@@ -318,7 +330,9 @@ def prepare(x: Tensor, precision: Precision) -> PreparedTokens:
         precision,
     )
     # Only float16 needs to know the range of the values.
-    largest = torch.linalg.vector_norm(x, torch.inf, dim=(1, 2)) if half else tokens.unit
+    largest = tokens.unit
+    if tokens.keys.dtype == torch.float16:
+        largest = torch.linalg.vector_norm(x, torch.inf, dim=(1, 2))
     prepare_kernel[(batch * (padded // 64),)](
         x,
         largest,
@@ -328,12 +342,24 @@ def prepare(x: Tensor, precision: Precision) -> PreparedTokens:
         total,
         padded,
         C=channels,
-        PADDED_C=padded_c,
+        PADDED_C=_round_up(channels, 16),
         PRECISION=precision,
         BLOCK_N=64,
         BLOCK_C=tokens.block_c,
     )
     return tokens
+
+
+def _empty_keys(x: Tensor, padded: int, precision: Precision) -> Tensor:
+    """Memory for the keys of tokens (B, N, C): (B, N', C' or 2 C')."""
+    width = _round_up(x.shape[2], 16) * (2 if precision == 'fp16x3' else 1)
+    dtype = torch.float16 if precision in ('fp16', 'fp16x3') else torch.float32
+    return x.new_empty((x.shape[0], padded, width), dtype=dtype)
+
+
+def _channel_block(width: int) -> int:
+    """Channels of a tile: the largest of 64, 32 and 16 that divides C'."""
+    return min(64, width & -width)
 
 
 def density(tokens: PreparedTokens, k: int, tile: Tile | None = None) -> Tensor:
@@ -430,6 +456,8 @@ def assign(
 
     batch = len(order)
     labels = order.new_empty(len(counts), batch, tokens.tokens)
+    if not counts:
+        return labels
     _launch(
         assign_kernel,
         tokens,
@@ -444,19 +472,68 @@ def assign(
     return labels
 
 
+def cluster_whole_images(x: Tensor, counts: Sequence[int], k: int, precision: Precision) -> Tensor:
+    """K0 to K3 in one launch, for images of few tokens.
+
+    Args:
+        x: Tokens, (B, N, C), contiguous.
+        counts: Ascending cluster counts, each from 1 to N.
+        k: Neighbours, the token itself included.
+        precision: Of the operands.
+
+    Returns:
+        Rank of the nearest centre, (S, B, N) int64.
+    """
+    from clustr_mm.clustering.whole_image_kernel import whole_image_kernel
+
+    batch, total, channels = x.shape
+    padded, padded_c = _round_up(total, 64), _round_up(channels, 16)
+    keys = _empty_keys(x, padded, precision)
+    row_bytes = keys.shape[2] * keys.element_size()
+    # A program has a multiprocessor for itself: twice the threads. Long rows need registers too.
+    values = max(k, 3) * (1 if row_bytes <= 640 else 2)
+    tile = _choose_tile(64, 256, row_bytes, values, x.device)
+    labels = x.new_empty((len(counts), batch, total), dtype=torch.int64)
+    whole_image_kernel[(batch,)](
+        x,
+        keys,
+        x.new_empty((batch, 4, padded), dtype=torch.float32),
+        labels,
+        tuple(counts),
+        batch,
+        total,
+        padded,
+        C=channels,
+        PADDED_C=padded_c,
+        NEIGHBOURS=k - 1,
+        PRECISION=precision,
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.columns,
+        BLOCK_C=_channel_block(padded_c),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    return labels
+
+
 def _dpc_knn(x: Tensor, num_clusters: Sequence[int], k: int, precision: Precision) -> Tensor:
     """Implementation of ``clustr_mm::dpc_knn``: labels (S, B, N) int64."""
     total = x.shape[1]
+    x = x.contiguous()
+    counts = sorted(set(num_clusters))
     with on_device_of(x):
-        tokens = prepare(x.contiguous(), precision)
-        order = rank(tokens, density(tokens, k))
-        counts = sorted(set(num_clusters) - {total})
-        if counts == list(num_clusters):
-            return assign(tokens, order, counts)
-        labels = dict(zip(counts, assign(tokens, order, counts) if counts else (), strict=True))
-        # Where every token is a centre, its label is its own rank.
-        labels[total] = inverse_permutation(order[:, :total])
-        return torch.stack([labels[count] for count in num_clusters])
+        if total <= WHOLE_IMAGE:
+            labels = cluster_whole_images(x, counts, k, precision)
+        else:
+            tokens = prepare(x, precision)
+            order = rank(tokens, density(tokens, k))
+            labels = assign(tokens, order, [count for count in counts if count < total])
+            if counts[-1] == total:  # where every token is a centre, its label is its own rank
+                ranks = inverse_permutation(order[:, :total])
+                labels = torch.cat([labels, ranks[None]])
+    if counts == list(num_clusters):
+        return labels
+    return torch.stack([labels[counts.index(count)] for count in num_clusters])
 
 
 def _dpc_knn_fake(x: Tensor, num_clusters: Sequence[int], k: int, precision: str) -> Tensor:

@@ -69,6 +69,72 @@ def _round_to_tf32(x):
     return bits.to(tl.float32, bitcast=True)
 
 
+@triton.jit
+def _origin(x, tokens, C: tl.constexpr, PADDED_C: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The one of SAMPLE tokens of an image that is nearest to their mean."""
+    step = tl.maximum(tokens // SAMPLE, 1)
+    sample = tl.arange(0, SAMPLE) * step
+    sampled = sample < tokens
+    count = tl.sum(sampled.to(tl.float32))
+    offset2 = tl.zeros((SAMPLE,), tl.float32)
+    for c in tl.static_range(0, PADDED_C, BLOCK_C):
+        channel = c + tl.arange(0, BLOCK_C)
+        inside = sampled[:, None] & (channel < C)[None, :]
+        some = tl.load(x + sample[:, None] * C + channel[None, :], mask=inside, other=0)
+        some = some.to(tl.float32)
+        offset = tl.where(inside, some - (tl.sum(some, 0) / count)[None, :], 0)
+        offset2 += tl.sum(offset * offset, 1)
+    nearest = tl.argmin(tl.where(sampled, offset2, float('inf')), 0)
+    return tl.minimum(nearest * step, tokens - 1)  # also where NaN left no minimum
+
+
+@triton.jit
+def _scale(largest):
+    """The power of two that fits values up to ``largest`` into float16, and its inverse."""
+    # The fields of a float32's exponent: 127 stands for 2^0.
+    exponent = largest.to(tl.int32, bitcast=True) >> 23
+    up = tl.minimum(tl.maximum(127 + 127 + 13 - exponent, 1), 253)
+    return (up << 23).to(tl.float32, bitcast=True), ((254 - up) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _prepare_rows(
+    x,
+    origin,
+    scale,
+    keys,
+    norm2,
+    token,
+    tokens,
+    C: tl.constexpr,
+    PADDED_C: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Moves, scales and rounds tokens of an image; writes them and their squared norms."""
+    total = tl.zeros(token.shape, tl.float32)
+    for c in tl.static_range(0, PADDED_C, BLOCK_C):
+        channel = c + tl.arange(0, BLOCK_C)
+        inside = (token < tokens)[:, None] & (channel < C)[None, :]
+        start = tl.load(x + origin * C + channel, mask=channel < C, other=0)
+        tile = tl.load(x + token[:, None] * C + channel[None, :], mask=inside, other=0)
+        tile = (tile.to(tl.float32) - start.to(tl.float32)[None, :]) * scale
+        tile = tl.where(inside, tile, 0)
+        if PRECISION == 'tf32':
+            tile = _round_to_tf32(tile)
+        place = token[:, None] * WIDTH + channel[None, :]
+        rounded = tile.to(keys.dtype.element_ty)
+        tl.store(keys + place, rounded)
+        value = rounded.to(tl.float32)
+        if PRECISION == 'fp16x3':
+            remainder = (tile - value).to(tl.float16)
+            tl.store(keys + place + PADDED_C, remainder)
+            value += remainder.to(tl.float32)
+        total += tl.sum(value * value, 1)
+    tl.store(norm2 + token, tl.where(token < tokens, total, float('inf')))
+
+
 @triton.jit(do_not_specialize=['tokens'])
 def prepare_kernel(
     x,
@@ -117,54 +183,18 @@ def prepare_kernel(
     x += image * tokens * C
     keys += image * padded * WIDTH
 
-    step = tl.maximum(tokens // SAMPLE, 1)
-    sample = tl.arange(0, SAMPLE) * step
-    sampled = sample < tokens
-    count = tl.sum(sampled.to(tl.float32))
-    offset2 = tl.zeros((SAMPLE,), tl.float32)
-    for c in tl.static_range(0, PADDED_C, BLOCK_C):
-        channel = c + tl.arange(0, BLOCK_C)
-        inside = sampled[:, None] & (channel < C)[None, :]
-        some = tl.load(x + sample[:, None] * C + channel[None, :], mask=inside, other=0)
-        some = some.to(tl.float32)
-        offset = tl.where(inside, some - (tl.sum(some, 0) / count)[None, :], 0)
-        offset2 += tl.sum(offset * offset, 1)
-    nearest = tl.argmin(tl.where(sampled, offset2, float('inf')), 0)
-    origin = tl.minimum(nearest * step, tokens - 1)  # also where NaN left no minimum
-
+    origin = _origin(x, tokens, C, PADDED_C, BLOCK_C)
+    scale = 1.0
+    scale_back = 1.0
     if PRECISION == 'fp16' or PRECISION == 'fp16x3':
-        # The fields of a float32's exponent: 127 stands for 2^0.
-        exponent = tl.load(largest + image).to(tl.float32).to(tl.int32, bitcast=True) >> 23
-        up = tl.minimum(tl.maximum(127 + 127 + 13 - exponent, 1), 253)
-        scale = (up << 23).to(tl.float32, bitcast=True)
-        scale_back = ((254 - up) << 23).to(tl.float32, bitcast=True)
-    else:
-        scale = 1.0
-        scale_back = 1.0
+        scale, scale_back = _scale(tl.load(largest + image).to(tl.float32))
     if block == 0:
         tl.store(unit + image, scale_back)
-
     token = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    total = tl.zeros((BLOCK_N,), tl.float32)
-    for c in tl.static_range(0, PADDED_C, BLOCK_C):
-        channel = c + tl.arange(0, BLOCK_C)
-        inside = (token < tokens)[:, None] & (channel < C)[None, :]
-        start = tl.load(x + origin * C + channel, mask=channel < C, other=0)
-        tile = tl.load(x + token[:, None] * C + channel[None, :], mask=inside, other=0)
-        tile = (tile.to(tl.float32) - start.to(tl.float32)[None, :]) * scale
-        tile = tl.where(inside, tile, 0)
-        if PRECISION == 'tf32':
-            tile = _round_to_tf32(tile)
-        place = token[:, None] * WIDTH + channel[None, :]
-        rounded = tile.to(keys.dtype.element_ty)
-        tl.store(keys + place, rounded)
-        value = rounded.to(tl.float32)
-        if PRECISION == 'fp16x3':
-            remainder = (tile - value).to(tl.float16)
-            tl.store(keys + place + PADDED_C, remainder)
-            value += remainder.to(tl.float32)
-        total += tl.sum(value * value, 1)
-    tl.store(norm2 + image * padded + token, tl.where(token < tokens, total, float('inf')))
+    norm2 += image * padded
+    _prepare_rows(
+        x, origin, scale, keys, norm2, token, tokens, C, PADDED_C, WIDTH, PRECISION, BLOCK_C
+    )
 
 
 @triton.jit(do_not_specialize=['tokens'])
@@ -214,34 +244,68 @@ def density_kernel(
     image, block = image_and_block(padded // BLOCK_M)
     keys += image * padded * WIDTH
     norm2 += image * padded
-    row = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    density = _density_of_rows(
+        keys,
+        norm2,
+        tl.load(unit + image),
+        block * BLOCK_M,
+        tokens,
+        padded,
+        C,
+        WIDTH,
+        NEIGHBOURS,
+        PRECISION,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_C,
+    )
+    tl.store(r + image * padded + block * BLOCK_M + tl.arange(0, BLOCK_M), density)
+
+
+@triton.jit
+def _density_of_rows(
+    keys,
+    norm2,
+    unit,
+    first,
+    tokens,
+    padded,
+    C: tl.constexpr,
+    WIDTH: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Log-density of BLOCK_M tokens of an image from ``first`` on; -inf for padding."""
+    row = first + tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_N)
     queries = _load_rows(keys, row, WIDTH, BLOCK_C)
 
     smallest = ()
     for _ in tl.static_range(NEIGHBOURS):
         smallest = smallest + (tl.full((BLOCK_M, BLOCK_N), float('inf'), tl.float32),)
-    for start in range(block * BLOCK_M, (block + 1) * BLOCK_M, BLOCK_N):
+    for start in range(first, first + BLOCK_M, BLOCK_N):
         j = start + column
         columns = _load_rows(keys, j, WIDTH, BLOCK_C)
         d2 = _partial_distance2(queries, columns, tl.load(norm2 + j), PRECISION)
         d2 = tl.where(row[:, None] == j[None, :], float('inf'), d2)
         smallest = _insert(smallest, d2)
-    for step in range((block + 1) * BLOCK_M, block * BLOCK_M + padded, BLOCK_N):
+    for step in range(first + BLOCK_M, first + padded, BLOCK_N):
         j = tl.where(step < padded, step, step - padded) + column
         columns = _load_rows(keys, j, WIDTH, BLOCK_C)
         d2 = _partial_distance2(queries, columns, tl.load(norm2 + j), PRECISION)
         smallest = _insert(smallest, d2)
 
     row_norm2 = tl.load(norm2 + row)
-    row_unit = tl.load(unit + image)
     total = tl.zeros((BLOCK_M,), tl.float32)  # begins with the token's own 0, as log_density does
     for _ in range(NEIGHBOURS):
         nearest, where = tl.min(smallest[0], 1, return_indices=True)
         smallest = _remove_first(smallest, where[:, None] == column[None, :])
-        total += _distance2(nearest, row_norm2, row_unit, C)
+        total += _distance2(nearest, row_norm2, unit, C)
     density = -tl.div_rn(total, tl.full((BLOCK_M,), NEIGHBOURS + 1, tl.float32))
-    tl.store(r + image * padded + row, tl.where(row < tokens, density, float('-inf')))
+    return tl.where(row < tokens, density, float('-inf'))
 
 
 @triton.jit
@@ -380,6 +444,41 @@ def assign_kernel(
     norm2 += image * padded
     order += image * padded
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    labels += image * tokens
+    _assign_rows(
+        keys,
+        norm2,
+        order,
+        labels,
+        images.to(tl.int64) * tokens,
+        row,
+        counts,
+        tokens,
+        WIDTH,
+        PRECISION,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_C,
+    )
+
+
+@triton.jit
+def _assign_rows(
+    keys,
+    norm2,
+    order,
+    labels,
+    stride,
+    row,
+    counts,
+    tokens,
+    WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Writes the labels of BLOCK_M tokens of an image, ``stride`` apart from scale to scale."""
     queries = _load_rows(keys, row, WIDTH, BLOCK_C)
 
     best = tl.full((BLOCK_M, BLOCK_N), float('inf'), tl.float32)
@@ -400,5 +499,5 @@ def assign_kernel(
             rank = tl.where(nearer, column[None, :], rank)
         least = tl.min(best, 1)
         winner = tl.min(tl.where(best == least[:, None], rank, count - 1), 1)
-        tl.store(labels + (scale * images + image) * tokens + row, winner, mask=row < tokens)
+        tl.store(labels + scale * stride + row, winner, mask=row < tokens)
         first = count

@@ -61,12 +61,19 @@ class Compiled:
 
 def replace_kernels(monkeypatch, stand_in) -> int:
     """Puts something in every kernel's place; returns how many there are."""
-    from clustr_mm.clustering import merge_kernels, triton_kernels
+    from clustr_mm.clustering import merge_kernels, triton_kernels, whole_image_kernel
     from clustr_mm.models import add_norm_kernels, conv_gelu_kernels
 
+    modules = (
+        triton_kernels,
+        whole_image_kernel,
+        merge_kernels,
+        conv_gelu_kernels,
+        add_norm_kernels,
+    )
     kernels = [
         (module, name, kernel)
-        for module in (triton_kernels, merge_kernels, conv_gelu_kernels, add_norm_kernels)
+        for module in modules
         for name, kernel in vars(module).items()
         if name.endswith('_kernel')
     ]
@@ -80,7 +87,7 @@ def replace_kernels(monkeypatch, stand_in) -> int:
 def test_kernels_compile_for_a_gpu(capability, monkeypatch, tmp_path):
     # The interpreter takes much that the compiler does not.
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
-    assert replace_kernels(monkeypatch, Compiled) == 12
+    assert replace_kernels(monkeypatch, Compiled) == 13
     x = torch.zeros(8, 4200, 64)
     labels, logits = torch.zeros(8, 4200, dtype=torch.int64), torch.zeros(8, 4200)
     layer = torch.zeros(1, 64)
@@ -91,6 +98,9 @@ def test_kernels_compile_for_a_gpu(capability, monkeypatch, tmp_path):
         tokens = backend.prepare(x, 'fp16x3')
         backend.score(tokens, backend.density(tokens, k=5).zero_())
         backend.assign(tokens, torch.zeros(8, 4224, dtype=torch.int64), [65, 260])
+        few = torch.zeros(2, 196, 256)
+        backend.cluster_whole_images(few, [49, 196], 5, 'fp16x3')
+        backend.cluster_whole_images(few.half(), [49], 5, 'fp16')
         for u in (x, x.half()):
             for scales in (([labels], [260]), ([None], [4200]), ([labels, None], [260, 4200])):
                 merged, *saved, _ = merge_triton._merge(u, *scales, logits, None, None)

@@ -32,6 +32,16 @@ def poisoned():
         yield
 
 
+@pytest.fixture(params=['one program an image', 'kernel after kernel'])
+def launches(request, monkeypatch):
+    """Small images both ways: by ``whole_image_kernel``, and as large ones are."""
+    if request.param == 'kernel after kernel':
+        monkeypatch.setattr(backend, 'WHOLE_IMAGE', 0)
+
+
+both_launches = pytest.mark.usefixtures('launches')
+
+
 def tokens(batch: int, n: int, channels: int, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     x = (
@@ -86,6 +96,7 @@ def test_float16_never_overflows():
 # --- the labels
 
 
+@both_launches
 @pytest.mark.parametrize('precision', PRECISIONS)
 @pytest.mark.parametrize(
     ('batch', 'n', 'channels'),
@@ -104,11 +115,13 @@ def test_labels_are_the_references(batch, n, channels, precision):
     assert_equal_to_reference(tokens(batch, n, channels, seed=n), min(5, n), precision)
 
 
+@both_launches
 @pytest.mark.parametrize('channels', [64, 128, 256])
 def test_labels_are_the_references_for_the_models_channels(channels):
     assert_equal_to_reference(tokens(1, 100, channels), 5, 'fp16x3')
 
 
+@both_launches
 @pytest.mark.parametrize('k', [1, 2, 3, 4, 6, 9, 17, 33])
 def test_labels_are_the_references_for_every_k(k):
     assert_equal_to_reference(tokens(1, 80, 16, seed=k), k, 'fp16x3')
@@ -118,11 +131,13 @@ def test_labels_are_the_references_for_every_k(k):
 def test_large_maps_have_tiles_of_more_rows(precision, monkeypatch):
     monkeypatch.setattr(backend, '_MANY_ROWS_FROM', 100)
     monkeypatch.setattr(backend, '_MANY_ROWS_FROM_BATCH', 100)
+    monkeypatch.setattr(backend, 'WHOLE_IMAGE', 0)
     x = tokens(2, 200, 16)
     assert backend.choose_tile(backend.prepare(x, precision), values=5).rows == 128
     assert_equal_to_reference(x, 5, precision)
 
 
+@both_launches
 @pytest.mark.parametrize('precision', PRECISIONS)
 @pytest.mark.parametrize('n', [50, 150])
 def test_equal_distances_resolve_alike(n, precision):
@@ -136,6 +151,7 @@ def test_equal_distances_resolve_alike(n, precision):
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
+@both_launches
 def test_constant_tokens():
     x = tokens(2, 1, 16).expand(-1, 90, -1)
     labels, order = backend.dpc_knn_triton(x, [20, 90], 5)
@@ -144,6 +160,7 @@ def test_constant_tokens():
     assert (labels[:, 20:] == 0).all(), 'equal distances: lowest rank'
 
 
+@both_launches
 @pytest.mark.parametrize('precision', ['fp16x3', 'ieee'])
 def test_duplicated_tokens_keep_the_invariants(precision):
     index = torch.randint(0, 25, (70,), generator=torch.Generator().manual_seed(1))
@@ -153,6 +170,7 @@ def test_duplicated_tokens_keep_the_invariants(precision):
         assert_invariants(x, labels, order, m, 1e-5)
 
 
+@both_launches
 def test_images_of_a_batch_do_not_meet():
     x = tokens(3, 100, 16) * torch.tensor([1.0, 1e-3, 50.0], device=DEVICE)[:, None, None]
     together = backend.dpc_knn_triton(x, [7, 30], 5)
@@ -161,6 +179,7 @@ def test_images_of_a_batch_do_not_meet():
         assert torch.equal(labels, torch.cat([a[scale] for a in alone]))
 
 
+@both_launches
 def test_counts_in_any_order_and_repeated():
     x = tokens(1, 64, 8)
     a, b, c, d = backend.dpc_knn_triton(x, (16, 64, 4, 16), 5)
@@ -170,6 +189,7 @@ def test_counts_in_any_order_and_repeated():
         assert found.shape == (1, 64) and found.dtype == torch.int64
 
 
+@both_launches
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_is_taken_as_it_is(dtype):
     x = tokens(1, 65, 16).to(dtype)
@@ -179,12 +199,14 @@ def test_half_precision_is_taken_as_it_is(dtype):
         assert all(torch.equal(a, b) for a, b in zip(half, single, strict=True))
 
 
+@both_launches
 def test_tokens_need_not_be_contiguous():
     x = tokens(2, 20, 60)
     strided = backend.dpc_knn_triton(x.transpose(1, 2), [7], 5)[0]
     assert torch.equal(strided, backend.dpc_knn_triton(x.transpose(1, 2).contiguous(), [7], 5)[0])
 
 
+@both_launches
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 def test_labels_stay_in_range_whatever_the_values(value):
     x = tokens(2, 90, 16)
@@ -194,9 +216,12 @@ def test_labels_stay_in_range_whatever_the_values(value):
         assert labels.min() >= 0 and labels.max() < count
 
 
-def test_repeats_are_equal():
-    for seed in range(5):
-        x = tokens(2, 65 if DEVICE == 'cpu' else 3136, 16, seed=seed)
+@pytest.mark.parametrize('n', [65, 196, 3136])
+def test_repeats_are_equal(n):
+    if DEVICE == 'cpu':
+        n = min(n, 300)
+    for seed in range(5 if n < 300 else 1):
+        x = tokens(2, n, 16, seed=seed)
         first = backend.dpc_knn_triton(x, [9, 30], 5)
         for _ in range(1 if DEVICE == 'cpu' else 30):
             again = backend.dpc_knn_triton(x, [9, 30], 5)
@@ -225,6 +250,7 @@ def test_density_is_as_precise_as_eagers(precision, dtype):
     assert error <= 2 * (eager_log_density(x, dtype, 5) - exact).abs().max() + 1e-6
 
 
+@both_launches
 def test_default_precision_agrees_with_float32():
     same = [
         backend.dpc_knn_triton(x, [12, 48], 5)[1] == dpc_knn_reference(x.double(), [48], 5)[0]
@@ -233,6 +259,7 @@ def test_default_precision_agrees_with_float32():
     assert torch.cat(same).double().mean() > 0.995
 
 
+@both_launches
 def test_half_precision_is_multiplied_where_it_is_asked_for():
     x = tokens(1, 250, 1)
     of_22_bits, of_11 = (backend.dpc_knn_triton(x, [62], 5, p)[0] for p in ('fp16x3', 'fp16'))
