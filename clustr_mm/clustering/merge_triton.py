@@ -168,24 +168,22 @@ def _merge_backward(
     precise: Tensor,
     shift: Tensor,
     total: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Implementation of ``clustr_mm::merge_tokens_backward``.
 
     Returns:
-        Gradients of x, of the logits, or else of the layer's weight and bias; nothing for the
-        others.
+        Gradients of x, and of the logits; or, with a layer, of its weight and bias one after the
+        other, (C + 1,) float32.
     """
     from clustr_mm.clustering.merge_kernels import merge_backward_kernel
 
-    grad_x, grad_logits, grad_weight, grad_bias = _merge_backward_fake(
-        grad, x, assignments, num_clusters, logits, weight, precise, shift, total
-    )
     batch, tokens, channels = x.shape
     programs = batch * -(-tokens // _TOKENS)
-    parts = None
-    if weight is not None:
-        parts = x.new_empty(programs, channels + 1, dtype=torch.float32)
     x = x.contiguous()
+    grad_x = torch.empty_like(x)
+    # With a layer each program sums its own tokens' share, C + 1 values.
+    shape = logits.shape if weight is None else (programs, channels + 1)
+    found = logits.new_empty(shape, dtype=logits.dtype if weight is None else torch.float32)
     with on_device_of(x):
         merge_backward_kernel[(programs,)](
             grad.contiguous(),
@@ -198,8 +196,8 @@ def _merge_backward(
             shift,
             total,
             grad_x,
-            None if weight is not None else grad_logits,
-            parts,
+            found if weight is None else None,
+            None if weight is None else found,
             batch,
             tokens,
             tuple(num_clusters),
@@ -208,11 +206,7 @@ def _merge_backward(
             BLOCK_N=_TOKENS,
             BLOCK_C=_channel_block(channels),
         )
-    if parts is not None and weight is not None:
-        sums = parts.sum(0)
-        grad_weight = sums[None, :channels].to(weight.dtype, copy=True)
-        grad_bias = sums[channels:].to(weight.dtype, copy=True)
-    return grad_x, grad_logits, grad_weight, grad_bias
+    return grad_x, found if weight is None else found.sum(0)
 
 
 def _merge_backward_fake(
@@ -225,14 +219,10 @@ def _merge_backward_fake(
     precise: Tensor,
     shift: Tensor,
     total: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    layer = x if weight is None else weight
-    return (
-        x.new_empty(x.shape),
-        logits.new_empty(logits.shape if weight is None else (0,)),
-        layer.new_empty((0,) if weight is None else weight.shape),
-        layer.new_empty((0,) if weight is None else (1,)),
-    )
+) -> tuple[Tensor, Tensor]:
+    if weight is None:
+        return x.new_empty(x.shape), logits.new_empty(logits.shape)
+    return x.new_empty(x.shape), x.new_empty((x.shape[2] + 1,), dtype=torch.float32)
 
 
 def _channel_block(channels: int) -> int:
@@ -257,12 +247,13 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
     of_assignments = None if any(a is None for a in assignments) else [None] * len(assignments)
     if grad is None:  # nobody uses the cluster tokens
         return None, of_assignments, None, None, None, None
-    grad_x, grad_logits, grad_weight, grad_bias = MERGE_TOKENS_BACKWARD(
+    grad_x, found = MERGE_TOKENS_BACKWARD(
         grad, x, assignments, ctx.num_clusters, logits, weight, precise, shift, total
     )
     if weight is None:
-        return grad_x, of_assignments, None, grad_logits, None, None
-    return grad_x, of_assignments, None, None, grad_weight, grad_bias
+        return grad_x, of_assignments, None, found, None, None
+    of_weight, of_bias = found.to(weight.dtype).split([x.shape[2], 1])
+    return grad_x, of_assignments, None, None, of_weight[None], of_bias
 
 
 MERGE_TOKENS = Operator(
@@ -276,7 +267,7 @@ MERGE_TOKENS = Operator(
 MERGE_TOKENS_BACKWARD = Operator(
     'merge_tokens_backward(Tensor grad, Tensor x, Tensor?[] assignments, SymInt[] num_clusters, '
     'Tensor logits, Tensor? weight, Tensor precise, Tensor shift, Tensor total)'
-    ' -> (Tensor, Tensor, Tensor, Tensor)',
+    ' -> (Tensor, Tensor)',
     _merge_backward,
     _merge_backward_fake,
 )

@@ -156,9 +156,13 @@ def _add_norm_fake(
     dtype: torch.dtype,
     unrounded: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, y.dtype))
-    other = total.new_empty(x.shape if unrounded else 0)
-    return total, x.new_empty(x.shape, dtype=dtype), other
+    total = _empty_like(x, torch.promote_types(x.dtype, y.dtype))
+    other = torch.empty_like(total) if unrounded else total.new_empty(0)
+    return total, torch.empty_like(total, dtype=dtype), other
+
+
+def _empty_like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def _tile(channels: int) -> tuple[int, int]:
@@ -176,14 +180,18 @@ def _backward(
     eps: float,
     x_dtype: torch.dtype,
     y_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Implementation of ``clustr_mm::add_norm_backward``."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Implementation of ``clustr_mm::add_norm_backward``.
+
+    Returns:
+        Gradients of x and y, and of weight and bias together, (2, C) float32.
+    """
     from clustr_mm.models.add_norm_kernels import add_norm_backward_kernel
 
     batch, tokens, channels = total.shape
     rows, block_c = _tile(channels)
     programs = -(-batch * tokens // (_TILES * rows))
-    grad_x, grad_y = (total.new_empty(total.shape, dtype=t) for t in (x_dtype, y_dtype))
+    grad_x, grad_y = (torch.empty_like(total, dtype=t) for t in (x_dtype, y_dtype))
     parts = total.new_empty(programs, 2, channels, dtype=torch.float32)
     with on_device_of(total):
         add_norm_backward_kernel[(programs,)](
@@ -204,8 +212,7 @@ def _backward(
             BLOCK_C=block_c,
             num_warps=_WARPS,
         )
-    of_weight, of_bias = parts.sum(0).unbind()
-    return grad_x, grad_y, of_weight.to(weight.dtype), of_bias.to(weight.dtype, copy=True)
+    return grad_x, grad_y, parts.sum(0)
 
 
 def _backward_fake(
@@ -217,9 +224,9 @@ def _backward_fake(
     eps: float,
     x_dtype: torch.dtype,
     y_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_x, grad_y = (total.new_empty(total.shape, dtype=t) for t in (x_dtype, y_dtype))
-    return grad_x, grad_y, torch.empty_like(weight), torch.empty_like(weight)
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, grad_y = (torch.empty_like(total, dtype=t) for t in (x_dtype, y_dtype))
+    return grad_x, grad_y, total.new_empty((2, total.shape[2]), dtype=torch.float32)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -236,10 +243,10 @@ def _gradients(
     total, scale, weight = ctx.saved_tensors
     if grad_normed is None:
         grad_normed = torch.zeros_like(total)
-    grad_x, grad_y, grad_weight, grad_bias = ADD_NORM_BACKWARD(
+    grad_x, grad_y, grad_layer = ADD_NORM_BACKWARD(
         grad_total, grad_normed, total, scale, weight, *ctx.constants
     )
-    return grad_x, grad_y, None, grad_weight, grad_bias, None, None, None
+    return grad_x, grad_y, None, *grad_layer.to(weight.dtype).unbind(), None, None, None
 
 
 ADD_NORM = Operator(
@@ -253,7 +260,7 @@ ADD_NORM = Operator(
 ADD_NORM_BACKWARD = Operator(
     'add_norm_backward(Tensor? grad_total, Tensor grad_normed, Tensor total, Tensor? scale, '
     'Tensor weight, float eps, ScalarType x_dtype, ScalarType y_dtype)'
-    ' -> (Tensor, Tensor, Tensor, Tensor)',
+    ' -> (Tensor, Tensor, Tensor)',
     _backward,
     _backward_fake,
 )

@@ -78,7 +78,7 @@ def _activate(
     from clustr_mm.models.conv_gelu_kernels import conv_gelu_kernel
 
     batch, tokens, channels = u.shape
-    out = u.new_empty(u.shape)
+    out = torch.empty_like(u, memory_format=torch.contiguous_format)
     with on_device_of(u):
         conv_gelu_kernel[(batch * -(-tokens // _TOKENS) * -(-channels // _CHANNELS),)](
             u.contiguous(),
@@ -99,14 +99,18 @@ def _activate(
 
 def _backward(
     grad: Tensor, u: Tensor, weight: Tensor, bias: Tensor, height: int, width: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Implementation of ``clustr_mm::conv_gelu_backward``: gradients of u, weight and bias."""
+) -> tuple[Tensor, Tensor]:
+    """Implementation of ``clustr_mm::conv_gelu_backward``.
+
+    Returns:
+        Gradients of u, and of weight and bias one after the other, (9 C + C,) float32.
+    """
     from clustr_mm.models.conv_gelu_kernels import conv_backward_kernel
 
     batch, tokens, channels = u.shape
     programs = batch * -(-tokens // (_TILES * _TOKENS))
-    grad_u = u.new_empty(u.shape)
-    parts = u.new_empty(programs, 10, channels, dtype=torch.float32)
+    grad_u = torch.empty_like(u, memory_format=torch.contiguous_format)
+    parts = u.new_empty((programs, 10 * channels), dtype=torch.float32)
     with on_device_of(u):
         conv_backward_kernel[(programs * -(-channels // _CHANNELS),)](
             _activate(u, weight, bias, grad, height, width),
@@ -122,15 +126,13 @@ def _backward(
             BLOCK_C=_CHANNELS,
             num_warps=_WARPS,
         )
-    *of_taps, of_bias = parts.sum(0).unbind()
-    grad_weight = torch.stack(of_taps, 1).view(weight.shape)
-    return grad_u, grad_weight.to(weight.dtype), of_bias.to(bias.dtype, copy=True)
+    return grad_u, parts.sum(0)
 
 
 def _backward_fake(
     grad: Tensor, u: Tensor, weight: Tensor, bias: Tensor, height: int, width: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    return u.new_empty(u.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+) -> tuple[Tensor, Tensor]:
+    return u.new_empty(u.shape), u.new_empty((10 * u.shape[2],), dtype=torch.float32)
 
 
 def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, int], output: Tensor) -> None:
@@ -140,8 +142,10 @@ def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, int], output:
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-    grads = CONV_GELU_BACKWARD(grad, *ctx.saved_tensors, *ctx.hw)
-    return *grads, None, None
+    u, weight, bias = ctx.saved_tensors
+    grad_u, grad_layer = CONV_GELU_BACKWARD(grad, u, weight, bias, *ctx.hw)
+    of_weight, of_bias = grad_layer.to(weight.dtype).split([weight.numel(), len(bias)])
+    return grad_u, of_weight.view(weight.shape), of_bias, None, None
 
 
 CONV_GELU = Operator(
@@ -153,7 +157,7 @@ CONV_GELU = Operator(
 )
 CONV_GELU_BACKWARD = Operator(
     'conv_gelu_backward(Tensor grad, Tensor u, Tensor weight, Tensor bias, SymInt height, '
-    'SymInt width) -> (Tensor, Tensor, Tensor)',
+    'SymInt width) -> (Tensor, Tensor)',
     _backward,
     _backward_fake,
 )

@@ -112,8 +112,8 @@ def conv_backward_kernel(
         u: (B, H W, C).
         weight: (C, 1, 3, 3).
         grad_u: Written: (B, H W, C).
-        parts: Written: of each program's tokens the sums for the nine taps and the bias,
-            (programs, 10, C) float32.
+        parts: Written: of each program's tokens the sums for the weight and the bias,
+            (programs, 9 C + C) float32.
         height: H.
         width: W.
         C: C.
@@ -151,5 +151,6 @@ def conv_backward_kernel(
         sums = added + (of_bias,)
         tl.store(grad_u + place, total, mask=here)
     parts += (image * chunks + chunk) * 10 * C
-    for tap in tl.static_range(10):
-        tl.store(parts + tap * C + channel, sums[tap], mask=channel < C)
+    for tap in tl.static_range(9):
+        tl.store(parts + channel * 9 + tap, sums[tap], mask=channel < C)
+    tl.store(parts + 9 * C + channel, sums[9], mask=channel < C)

@@ -209,22 +209,24 @@ def test_between_the_kernels_the_host_never_waits(pretended_gpu, dtype, monkeypa
         monkeypatch.setattr(module, 'on_device_of', lambda x: nullcontext())
     monkeypatch.setattr(backend, '_limits', lambda device: (2**16, 128))
     x = torch.empty(2, 100, 20, device='cuda', dtype=dtype)
-    labels = backend._dpc_knn(x, [6, 25, 100, 6], 5, 'fp16x3')
-    assert labels.shape == (4, 2, 100) and labels.dtype == torch.int64
+    for n in (300, 100):
+        tokens = torch.empty(2, n, 20, device='cuda', dtype=dtype)
+        labels = backend._dpc_knn(tokens, [6, 25, n, 6], 5, 'fp16x3')
+        assert labels.shape == (4, 2, n) and labels.dtype == torch.int64
     scales = [labels[0], None], [6, 100]
     merged, *saved, _ = merge_triton._merge(x, *scales, x[..., 0], None, None)
     assert merged.shape == (2 * 106, 20) and merged.dtype == dtype
     grads = merge_triton._merge_backward(merged, x, *scales, x[..., 0], None, *saved)
-    assert [g.dtype for g in grads] == [dtype] * 4
+    assert [g.dtype for g in grads] == [dtype] * 2
     layer = torch.empty(1, 20, device='cuda'), torch.empty(1, device='cuda')
     *_, logits = merge_triton._merge(x, *scales, None, *layer)
     grads = merge_triton._merge_backward(merged, x, *scales, logits, layer[0], *saved)
-    assert [g.dtype for g in grads] == [dtype, *[torch.float32] * 3]
-    assert [tuple(g.shape) for g in grads[2:]] == [(1, 20), (1,)]
+    assert [g.dtype for g in grads] == [dtype, torch.float32]
+    assert grads[1].shape == (21,)
     weight, bias = torch.empty(20, 1, 3, 3, device='cuda'), torch.empty(20, device='cuda')
     out = conv_gelu._conv_gelu(x, weight, bias, 10, 10)
     grads = conv_gelu._backward(out, x, weight, bias, 10, 10)
-    assert [g.dtype for g in (out, *grads)] == [dtype, dtype, torch.float32, torch.float32]
+    assert [g.dtype for g in (out, *grads)] == [dtype, dtype, torch.float32]
     scale = torch.empty(2, 1, 1, device='cuda')
     *out, unrounded = add_norm._add_norm(x, x, scale, bias, bias, 1e-6, torch.float16, True)
     assert unrounded.shape == x.shape and unrounded.dtype == dtype
