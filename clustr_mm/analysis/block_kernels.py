@@ -1,4 +1,4 @@
-"""The kernels of a block beside plain PyTorch: their errors, and the MLP's time."""
+"""The kernels of a block beside plain PyTorch: their errors, and two of them by the clock."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from clustr_mm.analysis.kernels import error_ratio
 from clustr_mm.analysis.roofline import time_call
+from clustr_mm.models.attend import attend, attend_triton
 from clustr_mm.models.conv_gelu import conv_gelu_triton
 
 ConvGelu = Callable[[Tensor, tuple[int, int], Tensor, Tensor], Tensor]
+Form = Callable[..., Tensor]
 
 
 def plain_conv_gelu(u: Tensor, hw: tuple[int, int], weight: Tensor, bias: Tensor) -> Tensor:
@@ -33,26 +35,45 @@ def plain_conv_gelu(u: Tensor, hw: tuple[int, int], weight: Tensor, bias: Tensor
     return F.gelu(v).flatten(2).transpose(1, 2)
 
 
-def with_gradients(
-    function: ConvGelu, hw: tuple[int, int], tensors: tuple[Tensor, ...], dtype: torch.dtype | None
-) -> list[Tensor]:
-    """Runs a form of GELU(u + DWConv(u)) forward and backward.
+def plain_attention(q: Tensor, *kvs: Tensor, num_heads: int) -> Tensor:
+    """Attention to several scales, by scaled_dot_product_attention.
 
     Args:
-        function: The form.
-        hw: H and W.
-        tensors: u, weight, bias and the gradient at the result.
+        q: Queries, (B, N, C).
+        *kvs: For each scale keys and values, (B, M, 2 C).
+        num_heads: Number of heads.
+
+    Returns:
+        (B, N, C).
+    """
+    return torch.stack([attend(q, kv, num_heads) for kv in kvs]).sum(0)
+
+
+def with_gradients(
+    form: Form, tensors: tuple[Tensor, ...], dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """Runs a function of tensors forward and backward.
+
+    Args:
+        form: The function.
+        tensors: Its arguments, and the gradient at the result.
         dtype: To convert them to; None leaves them.
 
     Returns:
-        The result, and the gradients of u, weight and bias.
+        The result, and the gradients of the arguments.
     """
     *inputs, grad = (t.detach().to(dtype or t.dtype) for t in tensors)
-    u, weight, bias = (t.requires_grad_() for t in inputs)
-    out = function(u, hw, weight, bias)
+    inputs = [t.requires_grad_() for t in inputs]
+    out = form(*inputs)
     out.backward(grad)
-    gradients = (t.grad for t in (u, weight, bias))
+    gradients = (t.grad for t in inputs)
     return [out.detach(), *(t for t in gradients if t is not None)]
+
+
+def _errors(kernels: Form, plain: Form, tensors: tuple[Tensor, ...]) -> list[float]:
+    exact = with_gradients(plain, tensors, torch.float64)
+    found, theirs = with_gradients(kernels, tensors), with_gradients(plain, tensors)
+    return [error_ratio(*each) for each in zip(found, theirs, exact, strict=True)]
 
 
 def conv_gelu_errors(
@@ -68,12 +89,23 @@ def conv_gelu_errors(
     Returns:
         The ratios of the result and of the gradients of u, weight and bias.
     """
-    tensors = _random(shape, dtype, device)
-    hw = (shape[1], shape[2])
-    exact = with_gradients(plain_conv_gelu, hw, tensors, torch.float64)
-    found = with_gradients(conv_gelu_triton, hw, tensors, None)
-    plain = with_gradients(plain_conv_gelu, hw, tensors, None)
-    return [error_ratio(*each) for each in zip(found, plain, exact, strict=True)]
+    return _errors(*_conv_gelu_forms(shape), _random(shape, dtype, device))
+
+
+def attention_errors(
+    shape: tuple[int, int, int, int, int], dtype: torch.dtype, device: torch.device
+) -> list[float]:
+    """Errors of the attention's kernels against float64, as multiples of plain PyTorch's.
+
+    Args:
+        shape: B, N, the two scales' M, and heads of 64 channels.
+        dtype: Half precision.
+        device: Where.
+
+    Returns:
+        The ratios of the result and of the gradients of queries and both scales.
+    """
+    return _errors(*_attention_forms(shape), _random_attention(shape, dtype, device))
 
 
 def add_norm_errors(
@@ -127,16 +159,61 @@ def time_conv_gelu(
     Returns:
         Seconds of a forward pass, and of one with its backward pass, by form.
     """
-    tensors = _random(shape, dtype, device)
-    hw = (shape[1], shape[2])
+    return _times(*_conv_gelu_forms(shape), _random(shape, dtype, device))
+
+
+def time_attention(
+    shape: tuple[int, int, int, int, int], dtype: torch.dtype, device: torch.device
+) -> dict[str, tuple[float, float]]:
+    """Times the attention's kernels and plain PyTorch on the same tokens.
+
+    Args:
+        shape: B, N, the two scales' M, and heads of 64 channels.
+        dtype: Half precision.
+        device: Where.
+
+    Returns:
+        See ``time_conv_gelu``.
+    """
+    return _times(*_attention_forms(shape), _random_attention(shape, dtype, device))
+
+
+def _times(
+    kernels: Form, plain: Form, tensors: tuple[Tensor, ...]
+) -> dict[str, tuple[float, float]]:
     times = {}
-    forms: dict[str, ConvGelu] = dict(kernels=conv_gelu_triton, plain=plain_conv_gelu)
-    for name, form in forms.items():
+    for name, form in dict(kernels=kernels, plain=plain).items():
         with torch.no_grad():
-            forward = time_call(partial(form, tensors[0], hw, *tensors[1:3]), device, 0.2)
-        both = time_call(partial(with_gradients, form, hw, tensors, None), device, 0.2)
+            forward = time_call(partial(form, *tensors[:-1]), tensors[0].device, 0.2)
+        both = time_call(partial(with_gradients, form, tensors), tensors[0].device, 0.2)
         times[name] = forward, both
     return times
+
+
+def _conv_gelu_forms(shape: tuple[int, int, int, int]) -> tuple[Form, Form]:
+    def of(form: ConvGelu) -> Form:
+        return lambda u, weight, bias: form(u, (shape[1], shape[2]), weight, bias)
+
+    return of(conv_gelu_triton), of(plain_conv_gelu)
+
+
+def _attention_forms(shape: tuple[int, int, int, int, int]) -> tuple[Form, Form]:
+    def kernels(q: Tensor, *kvs: Tensor) -> Tensor:
+        return attend_triton(q, kvs, shape[-1])
+
+    return kernels, partial(plain_attention, num_heads=shape[-1])
+
+
+def _random_attention(
+    shape: tuple[int, int, int, int, int], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, ...]:
+    batch, tokens, coarse, fine, heads = shape
+    torch.manual_seed(0)
+    q, *kvs, grad = (
+        torch.randn(batch, n, width * 64 * heads, device=device).to(dtype)
+        for n, width in ((tokens, 1), (coarse, 2), (fine, 2), (tokens, 1))
+    )
+    return q, *kvs, grad
 
 
 def _random(

@@ -17,7 +17,9 @@ import torch
 
 from clustr_mm.analysis.block_kernels import (
     add_norm_errors,
+    attention_errors,
     conv_gelu_errors,
+    time_attention,
     time_conv_gelu,
 )
 from clustr_mm.analysis.gpu_sizes import Reading, Sizes
@@ -71,6 +73,12 @@ def correctness(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Re
             yield reading(subject, "MLP's error / plain PyTorch's", max(of_mlp))
             of_sum = add_norm_errors((batch, height * width, channels // 8), dtype, device)
             yield reading(subject, "residual sum's error / plain PyTorch's", max(of_sum))
+    for attended in sizes.attention:
+        # Triton's interpreter has no products of bfloat16.
+        for dtype in DTYPES[1:] if device.type == 'cuda' else DTYPES[1:2]:
+            subject = ' x '.join(map(str, attended)) + f', {_name(dtype)}'
+            of_sum = attention_errors(attended, dtype, device)
+            yield reading(subject, "attention's error / plain PyTorch's", max(of_sum))
     different = 0
     for seed in range(sizes.repeats):
         torch.manual_seed(seed % 4)
@@ -117,17 +125,26 @@ def clustering(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Rea
     yield from _others(x, counts, reading)
 
 
-def mlp(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Reading]:
-    """GELU(u + DWConv(u)) by itself: the kernels beside plain PyTorch."""
-    for shape in sizes.mlp:
-        times = time_conv_gelu(shape, sizes.dtype, device)
-        for form, seconds in times.items():
-            subject = f'{form}, ' + ' x '.join(map(str, shape))
-            yield Reading('mlp', subject, 'ms, forward', 1e3 * seconds[0])
-            yield Reading('mlp', subject, 'ms, forward and backward', 1e3 * seconds[1])
-        for what, ours, theirs in zip(('forward', 'both'), *times.values(), strict=True):
-            subject = ' x '.join(map(str, shape))
-            yield Reading('mlp', subject, f'{what}: time / plain PyTorch', ours / theirs)
+def block(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Reading]:
+    """GELU(u + DWConv(u)) and the attention by themselves: the kernels beside plain PyTorch."""
+    for mlp in sizes.mlp:
+        yield from _beside_plain('mlp', mlp, time_conv_gelu(mlp, sizes.dtype, device))
+    for attended in sizes.attention:
+        times = time_attention(attended, sizes.dtype, device)
+        yield from _beside_plain('attention', attended, times)
+
+
+def _beside_plain(
+    name: str, shape: tuple[int, ...], times: dict[str, tuple[float, float]]
+) -> Iterator[Reading]:
+    where = ' x '.join(map(str, shape))
+    for form, seconds in times.items():
+        subject = f'{name}, {form}, {where}'
+        yield Reading('block', subject, 'ms, forward', 1e3 * seconds[0])
+        yield Reading('block', subject, 'ms, forward and backward', 1e3 * seconds[1])
+    for what, ours, theirs in zip(('forward', 'both'), *times.values(), strict=True):
+        quantity = f'{what}: time / plain PyTorch'
+        yield Reading('block', f'{name}, {where}', quantity, ours / theirs)
 
 
 def profile(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Reading]:
@@ -303,7 +320,7 @@ def tiles(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Reading]
 PARTS: dict[str, Callable[[torch.device, Sizes, Path], Iterator[Reading]]] = {
     'correctness': correctness,
     'clustering': clustering,
-    'mlp': mlp,
+    'block': block,
     'eager': eager,
     'models': models,
     'compiled': compiled,

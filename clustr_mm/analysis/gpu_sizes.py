@@ -41,6 +41,7 @@ class Sizes:
         channels: Of these tokens.
         checked: (B, N, C) of the tokens whose labels are compared with the definition's.
         mlp: (B, H, W, C) of the tokens inside the MLP.
+        attention: (B, N, M, M, heads) of the attention to two scales, heads of 64 channels.
         kernels: How many a profile lists.
         repeats: Runs whose results must be equal.
         ceiling: Side of the matrices that tell what the device does at most.
@@ -75,6 +76,12 @@ class Sizes:
         (2, 200, 334, 512),
         (3, 13, 7, 100),
     )
+    attention: tuple[tuple[int, int, int, int, int], ...] = (
+        (64, 3136, 49, 196, 1),
+        (64, 784, 49, 196, 2),
+        (64, 196, 49, 196, 4),
+        (8, 1024, 256, 1024, 4),
+    )
     kernels: int = 20
     repeats: int = 20
     ceiling: int = 8192
@@ -106,6 +113,7 @@ TINY = Sizes(
     channels=16,
     checked=((2, 33, 7),),
     mlp=((2, 5, 7, 20),),
+    attention=((2, 20, 3, 12, 1),),
     kernels=3,
     repeats=1,
     ceiling=64,

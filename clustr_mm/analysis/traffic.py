@@ -241,6 +241,15 @@ def _work(function: Any, args: Any, kwargs: Any, result: Any, moved: int) -> tup
             own = _bytes([args[1]])
             parts = 4 * 10 * args[1].shape[2] * args[1].shape[0] * -(-args[1].shape[1] // 256)
             return Work(0, moved + 3 * own + 2 * parts), own + parts
+        if name in ('attend', 'attend_backward'):
+            q, *kvs = (t for t in args[name == 'attend_backward' :] if isinstance(t, Tensor))
+            keys = sum(-(-kv.shape[1] // 64) * 64 for kv in kvs)  # in tiles
+            if name == 'attend':
+                return Work(4 * q.numel() * keys, moved), 0
+            # Queries and gradients are read by both kernels; two facts a row, head and scale are
+            # written and read.
+            facts = 8 * len(kvs) * q.shape[0] * q.shape[1] * args[-1]
+            return Work(18 * q.numel() * keys, moved + 2 * _bytes([q]) + 2 * facts), facts
         if name == 'merge_tokens':
             x, assignments, counts, _, weight, _ = args
             # The layer reads the tokens, and so does every scale; a product is three of TF32, each

@@ -81,6 +81,7 @@ def criteria(sizes: Sizes) -> list[Criterion]:
         ("logits' gradient's error / plain PyTorch's", 2.0, False),
         ("MLP's error / plain PyTorch's", 2.0, False),
         ("residual sum's error / plain PyTorch's", 2.0, False),
+        ("attention's error / plain PyTorch's", 2.0, False),
         ('repeats with other labels', 0.0, False),
     ):
         lines.append(

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clustr_mm.clustering import (
@@ -25,6 +24,7 @@ from clustr_mm.clustering import (
     split_map,
     windowed_dpc_knn,
 )
+from clustr_mm.models.attend import attend, attend_to_scales
 
 FineScope = Literal['global', 'window']
 
@@ -45,28 +45,6 @@ class Clusters:
     num_clusters: tuple[int, ...]
     windows: Windows | None = None
     padding: Padding | None = None
-
-
-def attend(q: Tensor, kv: Tensor, num_heads: int, mask: Tensor | None = None) -> Tensor:
-    """Multi-head scaled dot-product attention.
-
-    Args:
-        q: Queries, (B, N, C).
-        kv: Keys and values of M tokens, (B, M, 2 C).
-        num_heads: Number of heads; divides C.
-        mask: (B, M) bool, True at the tokens to attend to, at least one; None for all.
-
-    Returns:
-        (B, N, C).
-    """
-    if mask is not None:
-        mask = mask[:, None, None]  # (B, 1, 1, M)
-    q = q.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, heads, N, 64)
-    # In this order the gradients at k and v are joined as kv lies in memory.
-    k, v = kv.unflatten(-1, (2, num_heads, -1)).unbind(2)  # (B, M, heads, 64)
-    k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, M, 64)
-    out = F.scaled_dot_product_attention(q, k, v, mask)  # (B, heads, N, 64)
-    return out.transpose(1, 2).flatten(2)
 
 
 class SelfAttention(nn.Module):
@@ -99,7 +77,7 @@ class SelfAttention(nn.Module):
         """
         x = _rounded(x)
         if mask is None:
-            return self.proj(attend(self.q(x), self.kv(x), self.num_heads))
+            return self.proj(attend_to_scales(self.q(x), [self.kv(x)], self.num_heads))
         x = x.masked_fill(~mask[..., None], 0)  # nothing of padding, not even inf, comes through
         some = mask | ~mask.any(1, keepdim=True)  # a sequence of padding alone attends to that
         out = self.proj(attend(self.q(x), self.kv(x), self.num_heads, some))
@@ -262,19 +240,18 @@ class ClusterAttention(nn.Module):
         q = self.q(x)  # (B, N, C)
         counts = clusters.num_clusters
         if padding is None:
-            present: Sequence[Tensor | None] = [None] * len(counts)
             merged = self.merge(x, clusters.labels, counts)
         else:  # padding is one cluster more, which nobody sees
-            present = padding.present  # for each scale (B, M)
             merged = self.merge(x, clusters.labels, [count + 1 for count in counts])
             merged = [each[:, :-1] for each in merged]
-        total: Tensor | None = None
-        for scale, (kv, of_scale) in enumerate(zip(self.kvs, merged, strict=True)):  # (B, M, C)
-            if self.fine_scope == 'window' and scale > 0 and clusters.windows is not None:
-                out = self._attend_in_windows(q, kv(of_scale), clusters.windows, scale)
-            else:
-                out = attend(q, kv(of_scale), self.num_heads, present[scale])
-            total = out if total is None else total + out
+        kvs = [kv(of_scale) for kv, of_scale in zip(self.kvs, merged, strict=True)]  # (B, M, 2 C)
+        if self.fine_scope == 'window' and clusters.windows is not None:
+            total = attend(q, kvs[0], self.num_heads)
+            for scale, kv in enumerate(kvs[1:], 1):
+                total = total + self._attend_in_windows(q, kv, clusters.windows, scale)
+        else:
+            present = None if padding is None else padding.present  # for each scale (B, M)
+            total = attend_to_scales(q, kvs, self.num_heads, present)
         out = self.proj(total)
         return out if padding is None else out.masked_fill(~padding.mask[..., None], 0)
 

@@ -69,7 +69,7 @@ import torch
 from pathlib import Path
 from clustr_mm.analysis.gpu_parts import PARTS
 from clustr_mm.analysis.gpu_sizes import TINY
-for part in ('correctness', 'mlp', 'models', 'tiles', 'growth'):
+for part in ('correctness', 'block', 'models', 'tiles', 'growth'):
     for reading in PARTS[part](torch.device('cpu'), TINY, Path(sys.argv[1])):
         print('reading', json.dumps(reading.row()))
 try:

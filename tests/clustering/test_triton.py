@@ -16,7 +16,7 @@ from triton_process import both_ways, run_checks
 from clustr_mm import ClusTR
 from clustr_mm.clustering import dpc_knn, merge_triton
 from clustr_mm.clustering import triton_backend as backend
-from clustr_mm.models import add_norm, conv_gelu
+from clustr_mm.models import add_norm, attend, conv_gelu
 
 triton = pytest.importorskip('triton', minversion='3.3')
 if not hasattr(torch.library, 'custom_op'):
@@ -62,7 +62,7 @@ class Compiled:
 def replace_kernels(monkeypatch, stand_in) -> int:
     """Puts something in every kernel's place; returns how many there are."""
     from clustr_mm.clustering import merge_kernels, triton_kernels, whole_image_kernel
-    from clustr_mm.models import add_norm_kernels, conv_gelu_kernels
+    from clustr_mm.models import add_norm_kernels, attend_kernels, conv_gelu_kernels
 
     modules = (
         triton_kernels,
@@ -70,6 +70,7 @@ def replace_kernels(monkeypatch, stand_in) -> int:
         merge_kernels,
         conv_gelu_kernels,
         add_norm_kernels,
+        attend_kernels,
     )
     kernels = [
         (module, name, kernel)
@@ -87,7 +88,7 @@ def replace_kernels(monkeypatch, stand_in) -> int:
 def test_kernels_compile_for_a_gpu(capability, monkeypatch, tmp_path):
     # The interpreter takes much that the compiler does not.
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
-    assert replace_kernels(monkeypatch, Compiled) == 13
+    assert replace_kernels(monkeypatch, Compiled) == 16
     x = torch.zeros(8, 4200, 64)
     labels, logits = torch.zeros(8, 4200, dtype=torch.int64), torch.zeros(8, 4200)
     layer = torch.zeros(1, 64)
@@ -115,6 +116,12 @@ def test_kernels_compile_for_a_gpu(capability, monkeypatch, tmp_path):
                     add_norm._add_norm(x, u, scale, bias, bias, 1e-6, u.dtype, unrounded)
                 for grad in (None, x):
                     add_norm._backward(grad, u, x, scale, bias, 1e-6, x.dtype, u.dtype)
+        for dtype in (torch.float16, torch.bfloat16):
+            q = torch.zeros(2, 100, 64, dtype=dtype)
+            kv = torch.zeros(2, 20, 128, dtype=dtype)
+            for other in (None, kv):
+                attend._attend(q, kv, other, 1)
+                attend._backward(q, q, kv, other, 1)
     finally:
         vars(driver).update(before)
 
@@ -205,7 +212,7 @@ def test_between_the_kernels_the_host_never_waits(pretended_gpu, dtype, monkeypa
             return lambda *args, **constants: None
 
     replace_kernels(monkeypatch, Launched)
-    for module in (backend, merge_triton, conv_gelu, add_norm):
+    for module in (backend, merge_triton, conv_gelu, add_norm, attend):
         monkeypatch.setattr(module, 'on_device_of', lambda x: nullcontext())
     monkeypatch.setattr(backend, '_limits', lambda device: (2**16, 128))
     x = torch.empty(2, 100, 20, device='cuda', dtype=dtype)
@@ -232,6 +239,13 @@ def test_between_the_kernels_the_host_never_waits(pretended_gpu, dtype, monkeypa
     assert unrounded.shape == x.shape and unrounded.dtype == dtype
     grads = add_norm._backward(*out, x, scale, bias, 1e-6, torch.float32, dtype)
     assert [t.dtype for t in (*out, *grads[:2])] == [dtype, torch.float16, torch.float32, dtype]
+    kvs = (
+        torch.empty(2, 6, 40, device='cuda', dtype=dtype),
+        torch.empty(2, 25, 40, device='cuda', dtype=dtype),
+    )
+    out = attend._attend(x, *kvs, 2)
+    grads = attend._backward(out, x, *kvs, 2)
+    assert [t.shape for t in (out, *grads)] == [x.shape, x.shape, *(kv.shape for kv in kvs)]
     assert not pretended_gpu.crossing
 
 

@@ -38,7 +38,11 @@ def make_case(batch, height, width, channels, dtype=torch.float32, seed=0):
 
 def with_gradients(function, case, dtype=None):
     u, hw, *others = case
-    return block_kernels.with_gradients(function, hw, (u, *others), dtype)
+
+    def form(u, weight, bias):
+        return function(u, hw, weight, bias)
+
+    return block_kernels.with_gradients(form, (u, *others), dtype)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ from clustr_mm.engine.options import Parser
 LIMITS = dict(
     correctness=110,
     clustering=80,
-    mlp=30,
+    block=40,
     eager=100,
     models=120,
     compiled=240,
