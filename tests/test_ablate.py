@@ -92,6 +92,11 @@ def mini_data(tmp_path_factory):
     return data
 
 
+SMALL = ['--cfg-options', 'train_dataloader.batch_size=4', 'train_dataloader.num_workers=0']
+SMALL += ['train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0']
+SMALL += ['val_dataloader.persistent_workers=False', 'train_dataloader.drop_last=True']
+
+
 def test_settings_are_trained_and_scored(folder, mini_data, tmp_path, capsys):
     pytest.importorskip('mmpretrain')
     results = tmp_path / 'results'
@@ -100,10 +105,7 @@ def test_settings_are_trained_and_scored(folder, mini_data, tmp_path, capsys):
         [mini, '--images', str(folder / 'a.png'), '--size', '32', '32', '--crop']
         + ['--settings', 'exact', 'k=2', 'grouping=random', '--train', mini]
         + ['--data-root', mini_data, '--iterations', '2', '--train-settings', 'exact']
-        + ['grouping=random', '--out', str(results), '--cfg-options']
-        + ['train_dataloader.batch_size=4', 'train_dataloader.num_workers=0']
-        + ['train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0']
-        + ['val_dataloader.persistent_workers=False', 'train_dataloader.drop_last=True']
+        + ['grouping=random', '--out', str(results), *SMALL]
     )
     out, progress = capsys.readouterr()
     assert 'seed 0: grouping=random: accuracy/top1' in progress and 'size 32x32, cropped' in out
@@ -127,11 +129,13 @@ SAVE_BEST = 'default_hooks.checkpoint.save_best'
         ('clustr_t_mini.py', ['--cfg-options', f'{SAVE_BEST}=auto'], 'with --metric'),
         ('clustr_t_mini.py', ['--cfg-options', f'{SAVE_BEST}=[a,b]'], 'with --metric'),
         ('clustr_t_mini.py', ['--cfg-options', f'{SAVE_BEST}=None'], 'with --metric'),
+        ('clustr_t_mini.py', ['--metric', 'top1', *SMALL], 'metric top1: .* has accuracy/top1'),
     ],
 )
 def test_a_mistake_in_training_shows_before_images_are_measured(
-    folder, mini_data, train, arguments, message, capsys
+    folder, mini_data, train, arguments, message, capsys, tmp_path, monkeypatch
 ):
+    monkeypatch.chdir(tmp_path)
     pytest.importorskip('mmpretrain')
     if '--data-root' not in arguments:
         arguments = ['--data-root', mini_data, *arguments]

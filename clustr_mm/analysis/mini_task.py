@@ -47,11 +47,13 @@ def train_setting(
         max_iters=iterations,
         val_begin=iterations + 1,  # validated once, below
     )
-    warm_up = max(1, iterations // 10)
+    warm_up = iterations // 10
     cfg.param_scheduler = [
-        dict(type='LinearLR', start_factor=0.01, begin=0, end=warm_up, by_epoch=False),
         dict(type='PolyLR', power=1.0, eta_min=0, begin=warm_up, end=iterations, by_epoch=False),
     ]
+    if warm_up > 0:
+        warming = dict(type='LinearLR', start_factor=0.01, begin=0, end=warm_up, by_epoch=False)
+        cfg.param_scheduler.insert(0, warming)
     cfg.log_processor = dict(by_epoch=False)
     cfg.setdefault('default_hooks', {})['checkpoint'] = None
     cfg.visualizer = None

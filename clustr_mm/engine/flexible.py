@@ -48,6 +48,7 @@ class StrictFlexibleRunner(FlexibleRunner):
             UserError: If the config's optimizer wrapper has no counterpart in DeepSpeed.
         """
         cfg = copy.deepcopy(cfg)
+        cfg.setdefault('env_cfg', {})  # the base class takes None for one
         if 'DeepSpeed' in cfg.strategy.type:
             _use_deepspeed_optimizer(cfg)
         return super().from_cfg(cfg)

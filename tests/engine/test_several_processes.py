@@ -96,7 +96,7 @@ class ClusteredRows(BaseModel):
         return dict(loss=self.backbone(images)[-1].square().mean())
 
 
-WAYS = dict(parallel={}, shared=dict(strategy=dict(type='StrictFSDPStrategy'), env_cfg={}))
+WAYS = dict(parallel={}, shared=dict(strategy=dict(type='StrictFSDPStrategy')))
 
 
 def train_both_ways(rank, folder):

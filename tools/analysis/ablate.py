@@ -188,7 +188,17 @@ def training_of(options: argparse.Namespace) -> tuple[Config, str]:
             f'--train {options.train}: the config saves no best checkpoint by one metric; '
             'name the score with --metric'
         )
+    # One step and a validation: what these lack shows now.
+    setting = (options.train_settings or options.settings)[0]
+    metrics = train_setting(cfg, setting, 1, os.path.join(runs_of(options), 'trial'))
+    if metric not in metrics:
+        raise UserError(f'--metric {metric}: the validation has {", ".join(sorted(metrics))}')
     return cfg, metric
+
+
+def runs_of(options: argparse.Namespace) -> str:
+    """The folder of the trainings."""
+    return os.path.join(options.out or 'work_dirs/ablation', 'runs')
 
 
 def train(options: argparse.Namespace, cfg: Config, metric: str) -> dict[str, list[float]]:
@@ -196,14 +206,8 @@ def train(options: argparse.Namespace, cfg: Config, metric: str) -> dict[str, li
     scores: dict[str, list[float]] = {}
     for seed in range(options.seeds):
         for setting in options.train_settings or options.settings:
-            work_dir = os.path.join(
-                options.out or 'work_dirs/ablation', 'runs', f'{setting}_{seed}'
-            )
+            work_dir = os.path.join(runs_of(options), f'{setting}_{seed}')
             metrics = train_setting(cfg, setting, options.iterations, work_dir, seed)
-            if metric not in metrics:
-                raise UserError(
-                    f'--metric {metric}: the validation has {", ".join(sorted(metrics))}'
-                )
             scores.setdefault(setting, []).append(float(metrics[metric]))
             done = f'seed {seed}: {setting}: {metric} {scores[setting][-1]:.2f}'
             print(done, file=sys.stderr, flush=True)
