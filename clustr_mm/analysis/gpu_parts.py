@@ -12,6 +12,7 @@ from functools import partial
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -122,6 +123,13 @@ def clustering(device: torch.device, sizes: Sizes, folder: Path) -> Iterator[Rea
             share = work.floor(ceilings) / seconds
             yield reading(f'{name}, {precision}', 'ms', 1e3 * seconds)
             yield reading(f'{name}, {precision}', 'share of the floor', share)
+    few = torch.randn(sizes.few, device=device).to(sizes.dtype)
+    some = [max(1, sizes.few[1] // 4)]
+    subject = 'dpc_knn, fp16, ' + ' x '.join(map(str, sizes.few))
+    for limit, how in ((backend.WHOLE_IMAGE, 'one launch'), (0, 'kernel after kernel')):
+        with patch.object(backend, 'WHOLE_IMAGE', limit):
+            seconds = time_call(partial(backend.dpc_knn_triton, few, some, K, 'fp16'), device)
+        yield reading(f'{subject}, {how}', 'ms', 1e3 * seconds)
     yield from _others(x, counts, reading)
 
 

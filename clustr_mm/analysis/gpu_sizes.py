@@ -39,6 +39,7 @@ class Sizes:
     Attributes:
         tokens: Of the clustering by itself: 800 x 1333 at stage 1.
         channels: Of these tokens.
+        few: (B, N, C) of the tokens that are clustered in one launch: 224 x 224 at stage 3.
         checked: (B, N, C) of the tokens whose labels are compared with the definition's.
         mlp: (B, H, W, C) of the tokens inside the MLP.
         attention: (B, N, M, M, heads) of the attention to two scales, heads of 64 channels.
@@ -63,6 +64,7 @@ class Sizes:
 
     tokens: int = TOKENS_AT_800_1333
     channels: int = 64
+    few: tuple[int, int, int] = (64, 196, 256)
     checked: tuple[tuple[int, int, int], ...] = (
         (1, 3136, 64),
         (3, 777, 63),
@@ -111,6 +113,7 @@ FULL = Sizes()
 TINY = Sizes(
     tokens=60,
     channels=16,
+    few=(2, 33, 7),
     checked=((2, 33, 7),),
     mlp=((2, 5, 7, 20),),
     attention=((2, 20, 3, 12, 1),),
