@@ -53,7 +53,7 @@ def logits_kernel(
     tl.store(logits + token, result + tl.load(bias).to(tl.float32), mask=here)
 
 
-@triton.jit(do_not_specialize=['tokens', 'clusters'])
+@triton.jit(do_not_specialize=['tokens', 'clusters', 'row', 'kept_row'])
 def merge_kernel(
     x,
     labels,
@@ -64,6 +64,8 @@ def merge_kernel(
     total,
     tokens,
     clusters,
+    row,
+    kept_row,
     C: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -85,12 +87,14 @@ def merge_kernel(
         x: (B, N, C).
         labels: (B, N) int64.
         logits: (B, N).
-        merged: Written: cluster tokens, (B, M, C); 0 for an empty cluster.
-        precise: Written: the same in float32.
+        merged: Written: cluster tokens, (B, M, C) from ``row`` on; 0 for an empty cluster.
+        precise: Written: the same in float32, from ``kept_row`` on, as the next two.
         shift: Written: largest logit of the cluster, (B, M) float32; 0 for an empty one.
         total: Written: sum e^(l - shift) + eps e^(-shift), (B, M) float32.
         tokens: N.
         clusters: M.
+        row: Clusters of the scales before.
+        kept_row: Those of them that have labels.
         C: C.
         BLOCK_M: Clusters of a program.
         BLOCK_N: Tokens of a tile.
@@ -131,13 +135,14 @@ def merge_kernel(
     top = tl.where(top == float('-inf'), 0, top)
     weight_sum += EPS * tl.exp(-top)
     here = (cluster < clusters)[:, None] & (channel < C)[None, :]
-    place = image * clusters * C + cluster[:, None] * C + channel[None, :]
+    place = (image * clusters + row + cluster)[:, None] * C + channel[None, :]
+    kept = image * clusters + kept_row + cluster
     mean = weighted / weight_sum[:, None]
     tl.store(merged + place, mean, mask=here)
-    tl.store(precise + place, mean, mask=here)
+    tl.store(precise + kept[:, None] * C + channel[None, :], mean, mask=here)
     if block % channel_blocks == 0:
-        tl.store(shift + image * clusters + cluster, top, mask=cluster < clusters)
-        tl.store(total + image * clusters + cluster, weight_sum, mask=cluster < clusters)
+        tl.store(shift + kept, top, mask=cluster < clusters)
+        tl.store(total + kept, weight_sum, mask=cluster < clusters)
 
 
 @triton.jit
@@ -146,12 +151,13 @@ def _own_share(logit):
     return 1 / (1 + EPS * tl.exp(-logit))
 
 
-@triton.jit(do_not_specialize=['total_tokens'])
+@triton.jit(do_not_specialize=['total_tokens', 'row'])
 def weigh_kernel(
     x,
     logits,
     merged,
     total_tokens,
+    row,
     C: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -161,8 +167,9 @@ def weigh_kernel(
     Args:
         x: (B, N, C).
         logits: (B, N).
-        merged: Written: (B, N, C).
+        merged: Written: (B, N, C) from ``row`` on.
         total_tokens: B N.
+        row: Clusters of the scales before.
         C: C.
         BLOCK_N: Tokens of a program.
         BLOCK_C: Channels of a tile.
@@ -175,6 +182,7 @@ def weigh_kernel(
         inside = here[:, None] & (channel < C)[None, :]
         place = token[:, None] * C + channel[None, :]
         tile = tl.load(x + place, mask=inside, other=0).to(tl.float32)
+        place = (row + token)[:, None] * C + channel[None, :]
         tl.store(merged + place, share[:, None] * tile, mask=inside)
 
 

@@ -102,39 +102,40 @@ def _merge(
                 BLOCK_C=block_c,
             )
         logits = logits.contiguous()  # type: ignore[union-attr]
-        first = kept = 0  # rows of the scales before
+        row = kept_row = 0  # clusters of the scales before
         for assignment, count in zip(assignments, num_clusters, strict=True):
-            size = batch * count
-            of_scale = merged[first : first + size]
-            first += size
             if assignment is None:
                 weigh_kernel[(-(-batch * tokens // _TOKENS),)](
                     x,
                     logits,
-                    of_scale,
+                    merged,
                     batch * tokens,
+                    row,
                     C=channels,
                     BLOCK_N=_TOKENS,
                     BLOCK_C=block_c,
                 )
-                continue
-            rows = 16 if count <= 16 else 32
-            merge_kernel[(batch * -(-count // rows) * -(-channels // block_c),)](
-                x,
-                assignment.contiguous(),
-                logits,
-                of_scale,
-                precise[kept : kept + size],
-                shift[kept : kept + size],
-                total[kept : kept + size],
-                tokens,
-                count,
-                C=channels,
-                BLOCK_M=rows,
-                BLOCK_N=64,
-                BLOCK_C=block_c,
-            )
-            kept += size
+            else:
+                rows = 16 if count <= 16 else 32
+                merge_kernel[(batch * -(-count // rows) * -(-channels // block_c),)](
+                    x,
+                    assignment.contiguous(),
+                    logits,
+                    merged,
+                    precise,
+                    shift,
+                    total,
+                    tokens,
+                    count,
+                    row,
+                    kept_row,
+                    C=channels,
+                    BLOCK_M=rows,
+                    BLOCK_N=64,
+                    BLOCK_C=block_c,
+                )
+                kept_row += batch * count
+            row += batch * count
     return outputs
 
 
