@@ -7,6 +7,7 @@ On a CPU they need TRITON_INTERPRET=1 before triton is imported, which nothing e
 
 import copy
 import os
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ from triton_process import poisoned_memory
 from clustr_mm import ClusTR
 from clustr_mm.analysis.kernels import operands
 from clustr_mm.clustering import dpc_knn, merge_scales, merge_tokens
+from clustr_mm.clustering import merge_triton as merge_triton_module
 from clustr_mm.clustering import triton_backend as backend
 from clustr_mm.clustering.merge_triton import merge_scales_triton, merge_triton
 from clustr_mm.clustering.reference import dpc_knn_reference, log_density, pairwise_distance2
+from clustr_mm.models import add_norm, attend, conv_gelu
 
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # deterministic matrix products
 DEVICE = 'cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda'
@@ -548,6 +551,54 @@ def test_a_gpu_takes_the_kernels_by_default(batch, n, channels, dtype):
     merged = merge_tokens(x, labels, m, logits)
     assert torch.equal(merged, merge_triton(x, labels, m, logits))
     assert dpc_knn(x.double(), m).shape == (batch, n), 'what the kernels do not take still runs'
+
+
+NARROW = dict(
+    embed_dims=(16, 32, 64, 64),
+    depths=(1, 1, 2, 1),
+    num_heads=(1, 2, 4, 4),
+    mlp_ratios=(4, 4, 2, 2),
+    reductions=(8, 4, 2, 1),
+)
+
+
+@contextmanager
+def taken_for_a_gpu(monkeypatch):
+    """The model takes its kernels, which the interpreter runs."""
+    with monkeypatch.context() as patches:
+        if DEVICE == 'cpu':
+            patches.setattr(torch.Tensor, 'is_cuda', True, raising=False)
+            for module in (backend, merge_triton_module, add_norm, attend, conv_gelu):
+                patches.setattr(module, 'on_device_of', lambda x: nullcontext())
+        yield
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_the_backbone_and_its_gradients_are_plain_pytorchs(dtype, monkeypatch):
+    torch.use_deterministic_algorithms(False)
+    torch.manual_seed(0)
+    net = ClusTR(arch=NARROW, drop_path_rate=0.0)
+    images = torch.randn(2, 3, 96, 64)
+
+    def run(where, device, dtype):
+        wide = torch.promote_types(dtype, torch.float32)
+        model = copy.deepcopy(net).to(device, wide)
+        with where, torch.autocast(device, dtype, enabled=dtype == torch.float16):
+            maps = model(images.to(device, wide))
+            generator = torch.Generator().manual_seed(1)
+            directions = [torch.randn(m.shape, generator=generator).to(m) for m in maps]
+            torch.autograd.backward(maps, directions)
+        results = [m.detach() for m in maps], [p.grad for p in model.parameters()]
+        return [[t.cpu().double() for t in kind] for kind in results]
+
+    found = run(taken_for_a_gpu(monkeypatch), DEVICE, dtype)
+    plain, exact = (run(nullcontext(), 'cpu', each) for each in (dtype, torch.float64))
+    assert not torch.equal(found[0][0], plain[0][0]), 'or no kernel ran'
+    for of_kernels, of_pytorch, true in zip(found, plain, exact, strict=True):
+        rounding = 1e-6 * max(torch.linalg.vector_norm(t) for t in true)
+        for a, b, c in zip(of_kernels, of_pytorch, true, strict=True):
+            error, allowed = (torch.linalg.vector_norm(t - c) for t in (a, b))
+            assert error <= 2 * allowed + rounding
 
 
 @gpu_only
