@@ -105,13 +105,13 @@ def whole_image_kernel(
                 first,
                 tokens,
                 padded,
-                C,
-                WIDTH,
-                NEIGHBOURS,
-                PRECISION,
-                BLOCK_M,
-                BLOCK_N,
-                BLOCK_C,
+                C=C,
+                WIDTH=WIDTH,
+                NEIGHBOURS=NEIGHBOURS,
+                PRECISION=PRECISION,
+                BLOCK_M=BLOCK_M,
+                BLOCK_N=BLOCK_N,
+                BLOCK_C=BLOCK_C,
             )
         tl.store(r + first + some, density)
 
