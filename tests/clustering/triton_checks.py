@@ -16,7 +16,7 @@ from triton_process import poisoned_memory
 
 from clustr_mm import ClusTR
 from clustr_mm.analysis.kernels import operands
-from clustr_mm.clustering import dpc_knn, merge_scales, merge_tokens
+from clustr_mm.clustering import dpc_knn, merge_scales, merge_tokens, whole_image_kernel
 from clustr_mm.clustering import merge_triton as merge_triton_module
 from clustr_mm.clustering import triton_backend as backend
 from clustr_mm.clustering.merge_triton import merge_scales_triton, merge_triton
@@ -122,6 +122,35 @@ def test_labels_are_the_references(batch, n, channels, precision):
 @pytest.mark.parametrize('channels', [64, 128, 256])
 def test_labels_are_the_references_for_the_models_channels(channels):
     assert_equal_to_reference(tokens(1, 100, channels), 5, 'fp16x3')
+
+
+@both_launches
+@pytest.mark.parametrize('factor', [1e-12, -1e12])
+@pytest.mark.parametrize('precision', ['fp16x3', 'fp16'])
+def test_labels_are_the_references_whatever_the_unit(precision, factor):
+    assert_equal_to_reference(tokens(2, 70, 16) * factor, 5, precision)
+
+
+def test_a_whole_image_keeps_to_its_own_memory(monkeypatch):
+    # The interpreter runs program after program, which hides what they do to each other.
+    seen = []
+
+    class Seen:
+        def __getitem__(self, grid):
+            return lambda *args, **constants: (seen.extend(args), kernel[grid](*args, **constants))
+
+    kernel = whole_image_kernel.whole_image_kernel
+    monkeypatch.setattr(whole_image_kernel, 'whole_image_kernel', Seen())
+    x = tokens(3, 70, 16)
+    labels = backend.cluster_whole_images(x, [9, 70], 5, 'fp16x3')
+    _, keys, facts, *_ = seen
+    norm2, r, score, order = facts[..., :70].unbind(1)
+    prepared = backend.prepare(x, 'fp16x3')
+    assert torch.equal(keys, prepared.keys) and torch.equal(norm2, prepared.norm2[:, :70])
+    density = backend.density(prepared, 5)
+    torch.testing.assert_close(r, density[:, :70], rtol=1e-5, atol=1e-6)
+    assert torch.equal(order.long(), score.sort(descending=True, stable=True).indices)
+    assert torch.equal(order.long().argsort(-1), labels[1])
 
 
 @both_launches
@@ -428,6 +457,7 @@ def scales_case(batch=2, n=70, channels=20, counts=(5, 20), dtype=torch.float32)
     [
         dict(),
         dict(counts=(5, 70)),
+        dict(counts=(70, 5)),
         dict(counts=(70,)),
         dict(counts=(1, 4, 16, 70)),
         dict(channels=100, n=33, counts=(2, 8)),
