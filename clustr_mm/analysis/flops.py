@@ -149,7 +149,7 @@ class _Calls(TorchFunctionMode):
         super().__init__()
         self.count = Count()
         self.part = ['heads']  # the innermost one that runs is the last
-        self.scale = 0
+        self.attended: int | None = None  # calls of a cluster attention so far; None outside
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -166,7 +166,10 @@ class _Calls(TorchFunctionMode):
         elif func in (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d):
             macs.convolution += args[0].numel() * args[1][0].numel()
         elif func is F.scaled_dot_product_attention:
-            kind = 'fine_attention' if self.scale else 'attention'
+            # The coarsest scale is the first, in one call.
+            kind = 'fine_attention' if self.attended else 'attention'
+            if self.attended is not None:
+                self.attended += 1
             products = 2 * args[0].numel() * args[1].shape[-2]
             setattr(macs, kind, getattr(macs, kind) + products)
         elif func is torch.ops.clustr_mm.dpc_knn_native:
@@ -196,19 +199,17 @@ class _Calls(TorchFunctionMode):
             for attention in backbone.modules():
                 if not isinstance(attention, ClusterAttention):
                     continue
-                # Attention to a scale follows the projection to its keys and values.
-                for scale, kv in enumerate(attention.kvs):
-                    reach = kv.register_forward_hook(lambda *_, s=scale: self._reach(s))
-                    stack.callback(reach.remove)
-                end = attention.register_forward_hook(lambda *_: self._reach(0))
+                begin = attention.register_forward_pre_hook(lambda *_: self._attend(0))
+                end = attention.register_forward_hook(lambda *_: self._attend(None))
+                stack.callback(begin.remove)
                 stack.callback(end.remove)
             yield
 
     def _leave(self) -> None:
         self.part.pop()
 
-    def _reach(self, scale: int) -> None:
-        self.scale = scale
+    def _attend(self, calls: int | None) -> None:
+        self.attended = calls
 
 
 def count_macs(model: Any, height: int, width: int) -> Count:
