@@ -5,9 +5,11 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from clustr_mm.clustering import dpc_knn, merge_tokens
+from clustr_mm.ops import dpc_knn, merge_tokens
 from clustr_mm.datasets import CheckedLoad
-from clustr_mm.engine.layer_decay import ClusTRLayerDecay
+from clustr_mm.integrations.class_weighted_loss import ClassWeightedCrossEntropy
+from clustr_mm.integrations.layer_decay import ClusTRLayerDecay
+from clustr_mm.integrations.neck_chain import NeckChain
 from clustr_mm.models import ClusterAttention, ClusTR
 
 try:
@@ -17,9 +19,11 @@ except PackageNotFoundError:  # a source tree that is not installed
 
 __all__ = [
     'CheckedLoad',
+    'ClassWeightedCrossEntropy',
     'ClusTR',
     'ClusTRLayerDecay',
     'ClusterAttention',
+    'NeckChain',
     '__version__',
     'dpc_knn',
     'merge_tokens',

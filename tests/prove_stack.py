@@ -11,7 +11,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from clustr_mm.datasets.mini import MiniData, build
+from clustr_mm.datasets.mini.mini import MiniData, build
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ('torch', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'mmpose', 'mmpretrain')

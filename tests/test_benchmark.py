@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clustr_mm.clustering import can_run_native
+from clustr_mm.ops.clustering import can_run_native
 from clustr_mm.engine import UserError
 
 TOOL = Path(__file__).resolve().parents[1] / 'tools' / 'analysis' / 'benchmark.py'

@@ -14,7 +14,7 @@ from ports import free_port
 
 pytest.importorskip('mmseg')
 
-from clustr_mm.datasets.mini import MiniData, build
+from clustr_mm.datasets.mini.mini import MiniData, build
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = dict(

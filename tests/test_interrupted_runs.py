@@ -19,7 +19,7 @@ pytest.importorskip('mmpretrain')
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from clustr_mm.datasets.mini import MiniData, build
+from clustr_mm.datasets.mini.mini import MiniData, build
 from clustr_mm.engine import UserError, train
 from clustr_mm.engine.replay import replay
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clustr_mm.datasets.mini import MiniData, build
+from clustr_mm.datasets.mini.mini import MiniData, build
 
 pytestmark = pytest.mark.long
 SINGLE = [

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from clustr_mm import ClusTR
 from clustr_mm.engine import UserError
 from clustr_mm.engine.publish import publish
-from clustr_mm.models.checkpoint import CheckpointError, load_pretrained, read_checkpoint
+from clustr_mm.weights.files import CheckpointError, load_pretrained, read_checkpoint
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'publish_checkpoint.py'
 

@@ -15,11 +15,11 @@ import torch
 
 pytest.importorskip('mmseg')
 
-from clustr_mm.datasets.mini import MiniData, build
+from clustr_mm.datasets.mini.mini import MiniData, build
 from clustr_mm.engine import UserError, train
 from clustr_mm.engine import test as evaluate  # a name that pytest does not collect
 from clustr_mm.engine.errors import run_tool
-from clustr_mm.models.checkpoint import trust_checkpoints
+from clustr_mm.weights.files import trust_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / 'configs' / 'mmseg' / 'upernet_clustr_t_mini.py')

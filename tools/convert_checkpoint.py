@@ -17,13 +17,13 @@ from pathlib import Path
 
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.options import Parser, add_trust
-from clustr_mm.models.checkpoint import (
+from clustr_mm.weights.files import (
     read_checkpoint,
     save_checkpoint,
     state_dict_of,
     trust_checkpoints,
 )
-from clustr_mm.models.published import convert_published
+from clustr_mm.weights.published import convert_published
 
 
 def main(argv: Sequence[str] | None = None) -> None:

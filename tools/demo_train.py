@@ -36,7 +36,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
-    from clustr_mm.datasets.mini import MiniData, build
+    from clustr_mm.datasets.mini.mini import MiniData, build
     from clustr_mm.visualization import compare_segmentation, distinct_colors, save_picture
 
     size = (options.size, options.size)

@@ -30,7 +30,7 @@ from clustr_mm.engine.config import clustr_backbone, load_config
 from clustr_mm.engine.export import SegmentorGraph, differences, to_onnx, to_program
 from clustr_mm.engine.options import Parser, add_trust
 from clustr_mm.models import ClusTR
-from clustr_mm.models.checkpoint import (
+from clustr_mm.weights.files import (
     load_pretrained,
     load_strictly,
     read_checkpoint,

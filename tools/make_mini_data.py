@@ -16,7 +16,7 @@ from clustr_mm.engine.progress import progress_line
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    from clustr_mm.datasets.mini import LAYOUTS
+    from clustr_mm.datasets.mini.mini import LAYOUTS
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', metavar='OUT', help='folder to make')
@@ -32,7 +32,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
-    from clustr_mm.datasets.mini import MiniData, build
+    from clustr_mm.datasets.mini.mini import MiniData, build
 
     data = MiniData(options.layout, options.train, options.val, tuple(options.size), options.seed)
     progress = partial(progress_line(), 'mini data')

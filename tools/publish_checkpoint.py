@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from clustr_mm.engine import run_tool
 from clustr_mm.engine.options import Parser, add_trust
-from clustr_mm.models.checkpoint import read_checkpoint, trust_checkpoints
+from clustr_mm.weights.files import read_checkpoint, trust_checkpoints
 
 
 def main(argv: Sequence[str] | None = None) -> None:

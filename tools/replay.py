@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from clustr_mm.engine import run_tool
 from clustr_mm.engine.options import Parser, add_trust
-from clustr_mm.models.checkpoint import trust_checkpoints
+from clustr_mm.weights.files import trust_checkpoints
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clustr_mm.analysis.kernels import error_ratio
 from clustr_mm.analysis.roofline import time_call
 from clustr_mm.models.attend import attend, attend_triton
-from clustr_mm.models.conv_gelu import conv_gelu_triton
+from clustr_mm.ops.conv_gelu.conv_gelu import conv_gelu_triton
 
 ConvGelu = Callable[[Tensor, tuple[int, int], Tensor, Tensor], Tensor]
 Form = Callable[..., Tensor]

@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from clustr_mm.analysis.networks import Network
-from clustr_mm.clustering import split_map
+from clustr_mm.ops.clustering import split_map
 from clustr_mm.models import ClusterAttention, ClusTR, SelfAttention
 from clustr_mm.models.clustr import Block, Stage
 

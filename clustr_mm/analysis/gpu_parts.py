@@ -40,9 +40,9 @@ from clustr_mm.analysis.peers import build_backbone
 from clustr_mm.analysis.roofline import cluster_counts, product_of, time_call, why_not_backend
 from clustr_mm.analysis.speed import Step, Timing, backbone_step, compare, model_step
 from clustr_mm.analysis.tasks import build_task, make_batch, why_not_task
-from clustr_mm.clustering import dpc_knn
-from clustr_mm.clustering import triton_backend as backend
-from clustr_mm.clustering.triton_backend import Precision
+from clustr_mm.ops.clustering import dpc_knn
+from clustr_mm.ops.clustering import triton as backend
+from clustr_mm.ops.clustering.triton import Precision
 
 PRECISIONS: tuple[Precision, ...] = ('fp16x3', 'fp16', 'tf32', 'ieee')
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -12,7 +12,7 @@ import torch
 
 from clustr_mm.analysis.measure import measure
 from clustr_mm.analysis.roofline import cluster_counts, why_not_backend
-from clustr_mm.clustering import dpc_knn
+from clustr_mm.ops.clustering import dpc_knn
 
 TOKENS_AT_800_1333 = 66_800  # 200 x 334
 _ENOUGH = 4.0  # seconds of measuring at one N

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from clustr_mm.clustering import BACKENDS, can_run_native, can_run_triton
-from clustr_mm.clustering.triton_backend import Precision
+from clustr_mm.ops.clustering import BACKENDS, can_run_native, can_run_triton
+from clustr_mm.ops.clustering.triton import Precision
 
 # Elements of one tile of the product: what stays in a CPU's caches, or fills a GPU.
 _TILE_CPU = 2**21
@@ -134,7 +134,7 @@ def why_not_backend(backend: str, x: Tensor) -> str | None:
     """Says why a backend is left out of measurements of some tokens; None if it is not.
 
     Args:
-        backend: One of ``clustr_mm.clustering.BACKENDS``.
+        backend: One of ``clustr_mm.ops.clustering.BACKENDS``.
         x: Tokens, (B, N, C).
 
     Returns:

@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
 from clustr_mm.engine.errors import UserError
-from clustr_mm.models.checkpoint import CheckpointError, read_checkpoint, replace_durably
+from clustr_mm.weights.files import CheckpointError, read_checkpoint, replace_durably
 
 # What a run goes on from; the best checkpoints hold no optimizer.
 _STEP = re.compile(r'(?!best_).*_(\d+)\.pth')

@@ -20,7 +20,7 @@ from clustr_mm.engine.checkpoints import (
 )
 from clustr_mm.engine.devices import start_cpu_processes
 from clustr_mm.engine.errors import UserError
-from clustr_mm.models.checkpoint import replace_durably
+from clustr_mm.weights.files import replace_durably
 
 
 @RUNNERS.register_module()

@@ -26,7 +26,7 @@ from clustr_mm.engine.devices import choose_device
 from clustr_mm.engine.errors import UserError
 from clustr_mm.engine.options import add_trust
 from clustr_mm.engine.pictures import draw_sample
-from clustr_mm.models.checkpoint import (
+from clustr_mm.weights.files import (
     load_strictly,
     read_checkpoint,
     state_dict_of,

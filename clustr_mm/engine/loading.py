@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from clustr_mm.models.checkpoint import CheckpointError, read_checkpoint, state_dict_of
+from clustr_mm.weights.files import CheckpointError, read_checkpoint, state_dict_of
 
 # Names of weights, and mmengine's tables of their addresses.
 _TABLES = {

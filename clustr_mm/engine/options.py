@@ -8,7 +8,7 @@ from typing import NoReturn
 from mmengine.config import DictAction
 
 from clustr_mm.engine.errors import UserError
-from clustr_mm.models.checkpoint import trust_checkpoints
+from clustr_mm.weights.files import trust_checkpoints
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -107,7 +107,7 @@ def parse_test(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Adds ``--trust-checkpoint``, which every tool that reads checkpoints takes.
 
-    :func:`clustr_mm.models.checkpoint.trust_checkpoints` then takes its value.
+    :func:`clustr_mm.weights.files.trust_checkpoints` then takes its value.
 
     Args:
         parser: Where to add it.

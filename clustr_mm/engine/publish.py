@@ -14,7 +14,7 @@ from torch import Tensor
 import clustr_mm
 from clustr_mm.engine.errors import UserError
 from clustr_mm.models import ARCHS, ClusTR
-from clustr_mm.models.checkpoint import read_checkpoint, save_checkpoint, state_dict_of
+from clustr_mm.weights.files import read_checkpoint, save_checkpoint, state_dict_of
 
 PARTS = ('model', 'backbone')
 _HASH_DIGITS = 8  # as torch.hub has it in its files' names

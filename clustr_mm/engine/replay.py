@@ -16,7 +16,7 @@ from torch import nn
 from clustr_mm.engine.errors import UserError
 from clustr_mm.engine.numerics import all_finite
 from clustr_mm.engine.seeding import set_random_state
-from clustr_mm.models.checkpoint import load_strictly, read_checkpoint
+from clustr_mm.weights.files import load_strictly, read_checkpoint
 
 # Batches hold the libraries' classes of boxes, masks and keypoints.
 _STRUCTURES = r'mm(engine|det|seg|pose|pretrain)\.structures(\.[a-z_0-9]+)+\.[A-Z]\w*'

@@ -21,7 +21,7 @@ from clustr_mm.engine import checkpoints  # noqa: F401 - it registers
 from clustr_mm.engine.config import add_hook
 from clustr_mm.engine.errors import UserError
 from clustr_mm.engine.seeding import SeededSampler
-from clustr_mm.models.unwrapping import unwrapped
+from clustr_mm.engine.unwrapping import unwrapped
 
 _DONE = 'epoch_batches_done'  # of how many, in the message hub, which every checkpoint holds
 _VALIDATED = 'last_validation'  # a file in the work folder: the epoch or iteration

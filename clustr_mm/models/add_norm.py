@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clustr_mm.clustering import autocast_dtype
-from clustr_mm.clustering.operators import Operator
-from clustr_mm.clustering.triton_backend import on_device_of, why_no_kernels
+from clustr_mm.ops.autocast import autocast_dtype
+from clustr_mm.ops.operators import Operator
+from clustr_mm.ops.clustering.triton import on_device_of, why_no_kernels
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_CHANNELS = 4096  # of which a program holds whole tokens

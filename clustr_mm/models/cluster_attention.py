@@ -14,16 +14,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from clustr_mm.clustering import (
+from clustr_mm.ops.autocast import autocast_dtype
+from clustr_mm.ops.clustering import (
     Padding,
     Windows,
-    autocast_dtype,
     dpc_knn,
-    merge_scales,
     padded_dpc_knn,
     split_map,
     windowed_dpc_knn,
 )
+from clustr_mm.ops.merging.merge import merge_scales
 from clustr_mm.models.attend import attend, attend_to_scales
 
 FineScope = Literal['global', 'window']
@@ -106,7 +106,7 @@ class ClusterAttention(nn.Module):
             for the whole sequence.
         fine_scope: ``'window'`` lets every scale but the first be attended to from its own window
             only (needs ``cluster_window``); ``'global'`` from everywhere.
-        backend: Backend of the clustering, see ``clustr_mm.clustering.dpc_knn``.
+        backend: Backend of the clustering, see ``clustr_mm.ops.clustering.dpc_knn``.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -19,14 +19,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from clustr_mm.models.add_norm import add_norm
-from clustr_mm.models.checkpoint import load_pretrained
+from clustr_mm.weights.files import load_pretrained
 from clustr_mm.models.cluster_attention import (
     ClusterAttention,
     Clusters,
     FineScope,
     SelfAttention,
 )
-from clustr_mm.models.conv_gelu import can_run_conv_gelu, conv_gelu_triton
+from clustr_mm.ops.conv_gelu.conv_gelu import can_run_conv_gelu, conv_gelu_triton
 
 # The published variants b1, b2 and b3. A reduction of 1 means ordinary self-attention.
 ARCHS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -260,7 +260,7 @@ class ClusTR(BaseModule):
             the training grid of 224 x 224 images.
         fine_scope: ``'global'`` (the paper) or ``'window'``: all scales but the coarsest are
             attended to from their own window only.
-        backend: Backend of the clustering, see ``clustr_mm.clustering.dpc_knn``.
+        backend: Backend of the clustering, see ``clustr_mm.ops.clustering.dpc_knn``.
         crop_padding: Whether to find the padding with which images of several sizes were made one
             batch (rows and columns at the bottom and right that are exactly 0 in all channels) and
             to keep it out: images of one size run together, and the maps are padded with 0. Else

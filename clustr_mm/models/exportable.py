@@ -1,7 +1,7 @@
 """The network in a form that other runtimes can run: one graph, standard operations, any size.
 
 Two things differ from training's form. Clustering has no control flow that depends on data
-(``clustr_mm/clustering/traceable.py``). Merging is a product with the matrix of memberships: what
+(``clustr_mm/ops/clustering/traceable.py``). Merging is a product with the matrix of memberships: what
 happens to sums into equal indices is a runtime's own affair.
 """
 
@@ -14,8 +14,8 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from clustr_mm.clustering.merge import EPS, merge_single_tokens
-from clustr_mm.clustering.traceable import dpc_knn_traceable
+from clustr_mm.ops.merging.merge import EPS, merge_single_tokens
+from clustr_mm.ops.clustering.traceable import dpc_knn_traceable
 from clustr_mm.models.cluster_attention import ClusterAttention, Clusters
 from clustr_mm.models.clustr import Block, ClusTR, Stage
 

@@ -16,7 +16,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from clustr_mm.models.unwrapping import unwrapped
+from clustr_mm.engine.unwrapping import unwrapped
 from clustr_mm.visualization.clusters import show_clusters
 
 

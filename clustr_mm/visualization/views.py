@@ -2,7 +2,7 @@
 
 A clustering gives labels only; which token is a cluster's centre is found by asking once more for
 as many clusters as there are tokens: the labels are then the tokens' ranks as centres, and the
-centres of M clusters are the first M (clustr_mm/clustering/reference.py).
+centres of M clusters are the first M (clustr_mm/ops/clustering/reference.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clustr_mm.clustering import dpc_knn
+from clustr_mm.ops.clustering import dpc_knn
 from clustr_mm.models import ClusterAttention, Clusters, ClusTR
 from clustr_mm.models.clustr import Block, Stage
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from clustr_mm.clustering.reference import pairwise_distance2
+from clustr_mm.ops.clustering.reference import pairwise_distance2
 
 
 def some_counts(n: int) -> list[int]:

@@ -5,8 +5,9 @@ import torch
 from helpers import assert_invariants, some_counts
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from clustr_mm.clustering import BACKENDS, dpc_knn, padded_dpc_knn, triton_backend
-from clustr_mm.clustering.triton_backend import warn_without_kernels
+from clustr_mm.ops.clustering import BACKENDS, dpc_knn, padded_dpc_knn
+from clustr_mm.ops.clustering import triton as triton_backend
+from clustr_mm.ops.clustering.triton import warn_without_kernels
 
 # Those that take float64, in which rounding decides nothing (the others: test_native.py,
 # test_triton.py).

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clustr_mm.clustering import merge_tokens
+from clustr_mm.ops import merge_tokens
 
 
 def case(dtype=torch.float64, batch=2, n=30, channels=6, m=7):

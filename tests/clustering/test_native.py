@@ -13,9 +13,9 @@ import pytest
 import torch
 from helpers import assert_invariants, some_counts
 
-from clustr_mm.clustering import dpc_knn, native
-from clustr_mm.clustering.native import can_run_native, dpc_knn_native
-from clustr_mm.clustering.reference import dpc_knn_reference
+from clustr_mm.ops.clustering import dpc_knn, native
+from clustr_mm.ops.clustering.native import can_run_native, dpc_knn_native
+from clustr_mm.ops.clustering.reference import dpc_knn_reference
 
 REASON = can_run_native(torch.zeros(1, 1, 1))
 needs_library = pytest.mark.skipif(REASON is not None, reason=str(REASON))

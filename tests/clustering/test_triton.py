@@ -14,9 +14,11 @@ from torch.utils._pytree import tree_leaves
 from triton_process import both_ways, run_checks
 
 from clustr_mm import ClusTR
-from clustr_mm.clustering import dpc_knn, merge_triton
-from clustr_mm.clustering import triton_backend as backend
-from clustr_mm.models import add_norm, attend, conv_gelu
+from clustr_mm.models import add_norm, attend
+from clustr_mm.ops.clustering import dpc_knn
+from clustr_mm.ops.clustering import triton as backend
+from clustr_mm.ops.conv_gelu import conv_gelu
+from clustr_mm.ops.merging import triton as merge_triton
 
 triton = pytest.importorskip('triton', minversion='3.3')
 if not hasattr(torch.library, 'custom_op'):
@@ -61,8 +63,11 @@ class Compiled:
 
 def replace_kernels(monkeypatch, stand_in) -> int:
     """Puts something in every kernel's place; returns how many there are."""
-    from clustr_mm.clustering import merge_kernels, triton_kernels, whole_image_kernel
-    from clustr_mm.models import add_norm_kernels, attend_kernels, conv_gelu_kernels
+    from clustr_mm.models import add_norm_kernels, attend_kernels
+    from clustr_mm.ops.clustering import kernels as triton_kernels
+    from clustr_mm.ops.clustering import whole_image_kernel
+    from clustr_mm.ops.conv_gelu import kernels as conv_gelu_kernels
+    from clustr_mm.ops.merging import kernels as merge_kernels
 
     modules = (
         triton_kernels,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from clustr_mm.clustering import dpc_knn, split_map, windowed_dpc_knn
+from clustr_mm.ops.clustering import dpc_knn, split_map, windowed_dpc_knn
 
 CPU = torch.device('cpu')
 

@@ -8,7 +8,7 @@ from mmengine.logging import MMLogger
 
 from clustr_mm.datasets import DataNotFoundError, check_data_root
 from clustr_mm.datasets.check import ClassFoldersError
-from clustr_mm.datasets.mini import MiniData, build
+from clustr_mm.datasets.mini.mini import MiniData, build
 
 
 @pytest.fixture(scope='module')

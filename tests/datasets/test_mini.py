@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clustr_mm.datasets.mini import MANIFEST, MiniData, MiniDataError, build
+from clustr_mm.datasets.mini.mini import MANIFEST, MiniData, MiniDataError, build
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'make_mini_data.py'
 SMALL = MiniData('ade20k', train=3, val=2, size=(48, 64))

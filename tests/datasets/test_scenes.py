@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from clustr_mm.datasets.classes import CLASSES, LABELS, THINGS
-from clustr_mm.datasets.figures import BODY_NAMES, FACE, LEFT_HAND, RIGHT_HAND
-from clustr_mm.datasets.scenes import make_scene
+from clustr_mm.datasets.mini.classes import CLASSES, LABELS, THINGS
+from clustr_mm.datasets.mini.figures import BODY_NAMES, FACE, LEFT_HAND, RIGHT_HAND
+from clustr_mm.datasets.mini.scenes import make_scene
 
 N = 40
 

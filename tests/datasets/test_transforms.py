@@ -164,7 +164,7 @@ def test_unknown_choice_is_named():
 def test_importing_needs_no_task_library_and_no_generator():
     code = (
         'import sys, clustr_mm.datasets; '
-        "print([m for m in ('clustr_mm.datasets.scenes', 'mmcv', 'mmdet', 'mmseg', 'mmpose') "
+        "print([m for m in ('clustr_mm.datasets.mini.scenes', 'mmcv', 'mmdet', 'mmseg', 'mmpose') "
         'if m in sys.modules])'
     )
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)

@@ -70,7 +70,7 @@ def test_windows_are_for_one_size():
 
 @pytest.mark.parametrize('backend', [None, 'traceable'])
 def test_the_whole_backbone_compiles_without_a_break(backend):
-    from clustr_mm.clustering.native import can_run_native
+    from clustr_mm.ops.clustering.native import can_run_native
 
     if backend is None and can_run_native(torch.empty(1, 1, 1)) is not None:
         pytest.skip('no C++ compiler: the tiled form has control flow')

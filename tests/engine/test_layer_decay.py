@@ -11,7 +11,7 @@ from torch import nn
 
 import clustr_mm  # noqa: F401 - registers
 from clustr_mm import ClusTR
-from clustr_mm.engine.layer_decay import layer_depths
+from clustr_mm.integrations.layer_decay import layer_depths
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 LR, DECAY, RATE = 1e-3, 0.05, 0.8

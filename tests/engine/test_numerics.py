@@ -18,7 +18,7 @@ from clustr_mm.engine import UserError
 from clustr_mm.engine.numerics import all_finite, guard_numerics
 from clustr_mm.engine.replay import replay, report
 from clustr_mm.engine.runner import StrictRunner
-from clustr_mm.models.checkpoint import CheckpointError
+from clustr_mm.weights.files import CheckpointError
 
 _RUNS = itertools.count()
 NAN = float('nan')

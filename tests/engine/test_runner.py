@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from clustr_mm.engine import UserError
 from clustr_mm.engine.runner import StrictRunner
-from clustr_mm.models.checkpoint import CheckpointError
+from clustr_mm.weights.files import CheckpointError
 
 _RUNS = itertools.count()
 

@@ -6,7 +6,7 @@ import torch
 from mmengine.optim import _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 
-from clustr_mm.models.checkpoint import read_checkpoint
+from clustr_mm.weights.files import read_checkpoint
 
 # What has no default.
 ARGUMENTS = dict(

@@ -13,7 +13,7 @@ from triton_process import poisoned_memory
 
 from clustr_mm.analysis import block_kernels
 from clustr_mm.analysis.block_kernels import plain_conv_gelu as plain
-from clustr_mm.models.conv_gelu import conv_gelu_triton
+from clustr_mm.ops.conv_gelu.conv_gelu import conv_gelu_triton
 
 DEVICE = 'cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda'
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from clustr_mm import ClusTR
 from clustr_mm.engine.loading import use_safe_loading
-from clustr_mm.models.checkpoint import (
+from clustr_mm.weights.files import (
     CheckpointError,
     load_pretrained,
     read_checkpoint,
@@ -27,7 +27,7 @@ from clustr_mm.models.checkpoint import (
     state_dict_of,
     trust_checkpoints,
 )
-from clustr_mm.models.published import convert_published, rename
+from clustr_mm.weights.published import convert_published, rename
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clustr_mm.models import ClassWeightedCrossEntropy
+from clustr_mm import ClassWeightedCrossEntropy
 
 WEIGHTS = [1.0, 3.0, 0.5]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from triton_process import both_ways, run_checks
 
-from clustr_mm.models import conv_gelu
-from clustr_mm.models.conv_gelu import can_run_conv_gelu
+from clustr_mm.ops.conv_gelu import conv_gelu
+from clustr_mm.ops.conv_gelu.conv_gelu import can_run_conv_gelu
 
 pytest.importorskip('triton', minversion='3.3')
 if not hasattr(torch.library, 'custom_op'):

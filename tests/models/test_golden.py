@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from clustr_mm import ClusTR
-from clustr_mm.models.published import convert_published
+from clustr_mm.weights.published import convert_published
 
 GOLDEN = Path(os.environ.get('CLUSTR_GOLDEN', Path(__file__).parents[3] / 'shared' / 'golden'))
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f'{GOLDEN} is not here')

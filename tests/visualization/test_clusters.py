@@ -173,7 +173,7 @@ def test_the_hook_writes_to_tensorboard_during_training(tmp_path):
     pytest.importorskip('tensorboard')
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from clustr_mm.datasets.mini import MiniData, build
+    from clustr_mm.datasets.mini.mini import MiniData, build
     from clustr_mm.engine import train
 
     mini = MiniData(layout='ade20k', train=2, val=3, size=(64, 64))

@@ -54,7 +54,7 @@ from clustr_mm.engine.config import (
     set_data_root,
 )
 from clustr_mm.engine.options import CfgOptions, Parser, add_trust
-from clustr_mm.models.checkpoint import trust_checkpoints
+from clustr_mm.weights.files import trust_checkpoints
 from clustr_mm.visualization.dots import Panel, plot_dots
 
 

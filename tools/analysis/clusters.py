@@ -24,7 +24,7 @@ from clustr_mm.datasets.files import WEIGHT_SUFFIXES, find_images
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import clustr_backbone, load_config
 from clustr_mm.engine.options import Parser, add_trust
-from clustr_mm.models.checkpoint import load_pretrained, trust_checkpoints
+from clustr_mm.weights.files import load_pretrained, trust_checkpoints
 from clustr_mm.visualization import save_picture, show_clusters
 
 

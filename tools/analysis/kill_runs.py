@@ -31,7 +31,7 @@ import torch
 
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.options import Parser
-from clustr_mm.models.checkpoint import CheckpointError, read_checkpoint
+from clustr_mm.weights.files import CheckpointError, read_checkpoint
 
 TRAIN = Path(__file__).resolve().parents[1] / 'train.py'
 VICTIMS = ('rank', 'all', 'launcher')

@@ -8,12 +8,12 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from clustr_mm.clustering.autocast import autocast_dtype, without_autocast
-from clustr_mm.clustering.native import can_run_native, dpc_knn_native
-from clustr_mm.clustering.reference import dpc_knn_reference
-from clustr_mm.clustering.tiled import dpc_knn_tiled
-from clustr_mm.clustering.traceable import dpc_knn_traceable
-from clustr_mm.clustering.triton_backend import (
+from clustr_mm.ops.autocast import autocast_dtype, without_autocast
+from clustr_mm.ops.clustering.native import can_run_native, dpc_knn_native
+from clustr_mm.ops.clustering.reference import dpc_knn_reference
+from clustr_mm.ops.clustering.tiled import dpc_knn_tiled
+from clustr_mm.ops.clustering.traceable import dpc_knn_traceable
+from clustr_mm.ops.clustering.triton import (
     can_run_triton,
     dpc_knn_triton,
     warn_without_kernels,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from clustr_mm.clustering.triton_kernels import (
+from clustr_mm.ops.clustering.kernels import (
     _assign_rows,
     _density_of_rows,
     _distance2,

@@ -18,8 +18,8 @@ import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from clustr_mm.models.download import download
-from clustr_mm.models.restricted_pickle import WantsCodeError, restricted_pickle
+from clustr_mm.weights.download import download
+from clustr_mm.weights.safe_pickle import WantsCodeError, restricted_pickle
 
 _CHECKSUM = 'sha256'  # of the tensors: safetensors' own format has none
 _trusted = False

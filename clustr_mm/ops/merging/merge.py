@@ -19,9 +19,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from clustr_mm.clustering.autocast import without_autocast
-from clustr_mm.clustering.merge_triton import merge_scales_triton, merge_triton
-from clustr_mm.clustering.triton_backend import can_run_triton
+from clustr_mm.ops.autocast import without_autocast
+from clustr_mm.ops.merging.triton import merge_scales_triton, merge_triton
+from clustr_mm.ops.clustering.triton import can_run_triton
 
 EPS = 1e-6
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from clustr_mm.datasets.drawing import Shape, ellipse, place
-from clustr_mm.datasets.textures import Rng, contrasting, fill, random_color, typical_color
+from clustr_mm.datasets.mini.drawing import Shape, ellipse, place
+from clustr_mm.datasets.mini.textures import Rng, contrasting, fill, random_color, typical_color
 
 Origin = tuple[float, float]
 

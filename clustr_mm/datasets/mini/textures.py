@@ -18,7 +18,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from clustr_mm.datasets.drawing import Color, Texture
+from clustr_mm.datasets.mini.drawing import Color, Texture
 
 Rng = np.random.Generator
 

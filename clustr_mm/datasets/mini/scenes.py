@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from clustr_mm.datasets.classes import LABELS, THINGS
-from clustr_mm.datasets.drawing import bounds, paint, rasterize
-from clustr_mm.datasets.figures import KEYPOINT_PARTS, Figure, make_figure
-from clustr_mm.datasets.textures import STUFF_TEXTURES, Rng
-from clustr_mm.datasets.things import MAKERS
+from clustr_mm.datasets.mini.classes import LABELS, THINGS
+from clustr_mm.datasets.mini.drawing import bounds, paint, rasterize
+from clustr_mm.datasets.mini.figures import KEYPOINT_PARTS, Figure, make_figure
+from clustr_mm.datasets.mini.textures import STUFF_TEXTURES, Rng
+from clustr_mm.datasets.mini.things import MAKERS
 
 SPLITS = ('train', 'val')
 MIN_SIDE = 32  # pixels; below it nothing can be told from anything

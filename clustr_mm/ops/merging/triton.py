@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clustr_mm.clustering.operators import Operator
-from clustr_mm.clustering.triton_backend import on_device_of
+from clustr_mm.ops.operators import Operator
+from clustr_mm.ops.clustering.triton import on_device_of
 
 _TOKENS = 32  # of a tile
 
@@ -82,7 +82,7 @@ def _merge(
         backward needs: of the scales with an assignment the same in float32, each cluster's
         largest logit, its sum of weights relative to that; and the layer's logits, (B, N) float32.
     """
-    from clustr_mm.clustering.merge_kernels import logits_kernel, merge_kernel, weigh_kernel
+    from clustr_mm.ops.merging.kernels import logits_kernel, merge_kernel, weigh_kernel
 
     outputs = _merge_fake(x, assignments, num_clusters, logits, weight, bias)
     merged, precise, shift, total, own_logits = outputs
@@ -176,7 +176,7 @@ def _merge_backward(
         Gradients of x, and of the logits; or, with a layer, of its weight and bias one after the
         other, (C + 1,) float32.
     """
-    from clustr_mm.clustering.merge_kernels import merge_backward_kernel
+    from clustr_mm.ops.merging.kernels import merge_backward_kernel
 
     batch, tokens, channels = x.shape
     programs = batch * -(-tokens // _TOKENS)

@@ -32,8 +32,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from clustr_mm.clustering.operators import Operator
-from clustr_mm.clustering.reference import inverse_permutation
+from clustr_mm.ops.operators import Operator
+from clustr_mm.ops.clustering.reference import inverse_permutation
 
 Precision = Literal['fp16', 'fp16x3', 'tf32', 'ieee']
 
@@ -317,7 +317,7 @@ def prepare(x: Tensor, precision: Precision) -> PreparedTokens:
     Returns:
         The tokens for the other kernels.
     """
-    from clustr_mm.clustering.triton_kernels import prepare_kernel
+    from clustr_mm.ops.clustering.kernels import prepare_kernel
 
     batch, total, channels = x.shape
     padded = _round_up(total, _row_multiple(batch, total))
@@ -373,7 +373,7 @@ def density(tokens: PreparedTokens, k: int, tile: Tile | None = None) -> Tensor:
     Returns:
         r, (B, N') float32; -inf for padding.
     """
-    from clustr_mm.clustering.triton_kernels import density_kernel
+    from clustr_mm.ops.clustering.kernels import density_kernel
 
     r = torch.empty_like(tokens.norm2)
     if k == 1:  # the token itself is the only neighbour
@@ -404,7 +404,7 @@ def score(tokens: PreparedTokens, r: Tensor, tile: Tile | None = None) -> Tensor
     Returns:
         Scores, (B, N') float32; -inf for padding.
     """
-    from clustr_mm.clustering.triton_kernels import score_kernel
+    from clustr_mm.ops.clustering.kernels import score_kernel
 
     by_density = r.sort(dim=-1, descending=True, stable=True)  # padding last
     order = by_density.indices
@@ -452,7 +452,7 @@ def assign(
     Returns:
         Rank of the nearest centre, (S, B, N) int64.
     """
-    from clustr_mm.clustering.triton_kernels import assign_kernel
+    from clustr_mm.ops.clustering.kernels import assign_kernel
 
     batch = len(order)
     labels = order.new_empty(len(counts), batch, tokens.tokens)
@@ -484,7 +484,7 @@ def cluster_whole_images(x: Tensor, counts: Sequence[int], k: int, precision: Pr
     Returns:
         Rank of the nearest centre, (S, B, N) int64.
     """
-    from clustr_mm.clustering.whole_image_kernel import whole_image_kernel
+    from clustr_mm.ops.clustering.whole_image_kernel import whole_image_kernel
 
     batch, total, channels = x.shape
     padded, padded_c = _round_up(total, 64), _round_up(channels, 16)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clustr_mm.models.checkpoint import CheckpointError
+from clustr_mm.weights.files import CheckpointError
 from clustr_mm.models.clustr import ARCHS, ClusTR
 
 # Published name, our name; every dot outside of brackets stands for itself.

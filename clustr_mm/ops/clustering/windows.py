@@ -14,7 +14,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from clustr_mm.clustering.dpc_knn import dpc_knn
+from clustr_mm.ops.clustering.dpc_knn import dpc_knn
 
 # torch 2.1 has neither this function nor a trace that runs the code itself.
 _is_tracing = getattr(torch.compiler, 'is_compiling', lambda: False)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from clustr_mm.datasets.drawing import Color, Shape, Texture, ellipse, place
-from clustr_mm.datasets.textures import Rng, contrasting, fill, luma, random_color
+from clustr_mm.datasets.mini.drawing import Color, Shape, Texture, ellipse, place
+from clustr_mm.datasets.mini.textures import Rng, contrasting, fill, luma, random_color
 
 # Where each group stands among the 133 (COCO-WholeBody's order).
 BODY, FEET, FACE = slice(0, 17), slice(17, 23), slice(23, 91)

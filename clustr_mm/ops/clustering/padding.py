@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clustr_mm.clustering.dpc_knn import check_tokens, dpc_knn
+from clustr_mm.ops.clustering.dpc_knn import check_tokens, dpc_knn
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from clustr_mm.clustering.reference import (
+from clustr_mm.ops.clustering.reference import (
     centre_order,
     density_order,
     inverse_permutation,

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clustr_mm.clustering.operators import Operator
-from clustr_mm.clustering.triton_backend import on_device_of, why_no_kernels
+from clustr_mm.ops.operators import Operator
+from clustr_mm.ops.clustering.triton import on_device_of, why_no_kernels
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TOKENS, _CHANNELS, _WARPS = 32, 64, 8  # of a tile: 8 values a thread, 16 bytes in half precision
@@ -75,7 +75,7 @@ def _activate(
     u: Tensor, weight: Tensor, bias: Tensor, grad: Tensor | None, height: int, width: int
 ) -> Tensor:
     """GELU(v); with its gradient the gradient at v."""
-    from clustr_mm.models.conv_gelu_kernels import conv_gelu_kernel
+    from clustr_mm.ops.conv_gelu.kernels import conv_gelu_kernel
 
     batch, tokens, channels = u.shape
     out = torch.empty_like(u, memory_format=torch.contiguous_format)
@@ -105,7 +105,7 @@ def _backward(
     Returns:
         Gradients of u, and of weight and bias one after the other, (9 C + C,) float32.
     """
-    from clustr_mm.models.conv_gelu_kernels import conv_backward_kernel
+    from clustr_mm.ops.conv_gelu.kernels import conv_backward_kernel
 
     batch, tokens, channels = u.shape
     programs = batch * -(-tokens // (_TILES * _TOKENS))

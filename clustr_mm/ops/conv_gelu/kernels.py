@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from clustr_mm.clustering.triton_kernels import image_and_block
+from clustr_mm.ops.clustering.kernels import image_and_block
 
 SQRT_HALF = tl.constexpr(0.5**0.5)
 NORMAL = tl.constexpr(0.3989422804014327)  # 1 / sqrt(2 pi)

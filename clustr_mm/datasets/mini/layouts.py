@@ -13,8 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from clustr_mm.datasets.classes import BY_NAME, CLASSES, COCO_CATEGORIES, LABELS, THINGS
-from clustr_mm.datasets.figures import (
+from clustr_mm.datasets.mini.classes import BY_NAME, CLASSES, COCO_CATEGORIES, LABELS, THINGS
+from clustr_mm.datasets.mini.figures import (
     BODY,
     BODY_NAMES,
     FACE,
@@ -23,7 +23,7 @@ from clustr_mm.datasets.figures import (
     RIGHT_HAND,
 )
 from clustr_mm.datasets.masks import rle
-from clustr_mm.datasets.scenes import SPLITS, Instance, Scene, make_scene
+from clustr_mm.datasets.mini.scenes import SPLITS, Instance, Scene, make_scene
 
 # Classes that ImageNet folders are made of, in the order of their labels (sorted folder names).
 IMAGENET_CLASSES = tuple(

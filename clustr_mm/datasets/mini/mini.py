@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from clustr_mm.datasets import classes, drawing, figures, layouts, masks, scenes, textures, things
-from clustr_mm.datasets.layouts import IMAGENET_CLASSES, AdeWriter, CocoWriter, write_imagenet
-from clustr_mm.datasets.scenes import MIN_SIDE, make_scene
+from clustr_mm.datasets import masks
+from clustr_mm.datasets.mini import classes, drawing, figures, layouts, scenes, textures, things
+from clustr_mm.datasets.mini.layouts import IMAGENET_CLASSES, AdeWriter, CocoWriter, write_imagenet
+from clustr_mm.datasets.mini.scenes import MIN_SIDE, make_scene
 
 LAYOUTS = ('ade20k', 'coco', 'coco_wholebody', 'imagenet', 'all')
 MANIFEST = 'mini_data.json'

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clustr_mm.clustering.reference import (
+from clustr_mm.ops.clustering.reference import (
     centre_order,
     density_order,
     inverse_permutation,

@@ -1,0 +1,1 @@
+"""What plugs the backbone into other libraries; each module imports its library."""

@@ -1,0 +1,1 @@
+"""GELU(u + DWConv(u)), the middle of the MLP."""

@@ -1,0 +1,1 @@
+"""Merging: the weighted means of the tokens of each cluster."""
