@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clustr_mm.ops.clustering import can_run_native
 from clustr_mm.engine import UserError
+from clustr_mm.ops.clustering import can_run_native
 
 TOOL = Path(__file__).resolve().parents[1] / 'tools' / 'analysis' / 'benchmark.py'
 

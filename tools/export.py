@@ -30,6 +30,7 @@ from clustr_mm.engine.config import clustr_backbone, load_config
 from clustr_mm.engine.export import SegmentorGraph, differences, to_onnx, to_program
 from clustr_mm.engine.options import Parser, add_trust
 from clustr_mm.models import ClusTR
+from clustr_mm.models.exportable import make_exportable
 from clustr_mm.weights.files import (
     load_pretrained,
     load_strictly,
@@ -37,7 +38,6 @@ from clustr_mm.weights.files import (
     state_dict_of,
     trust_checkpoints,
 )
-from clustr_mm.models.exportable import make_exportable
 
 TOLERANCE = 1e-4
 

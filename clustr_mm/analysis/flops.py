@@ -32,9 +32,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from clustr_mm.analysis.networks import Network
-from clustr_mm.ops.clustering import split_map
 from clustr_mm.models import ClusterAttention, ClusTR, SelfAttention
 from clustr_mm.models.clustr import Block, Stage
+from clustr_mm.ops.clustering import split_map
 
 # What the authors' counter saw: their printed 2.15, 4.8 and 7.48 G are these kinds' sum.
 PUBLISHED_KINDS = ('linear', 'convolution', 'attention')

@@ -16,9 +16,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from clustr_mm.ops import merge_tokens
 from clustr_mm.models import ClusterAttention, Clusters, ClusTR
 from clustr_mm.models.clustr import Stage
+from clustr_mm.ops import merge_tokens
 
 Grouping = Callable[[Tensor, tuple[int, ...], tuple[int, int]], Clusters]
 

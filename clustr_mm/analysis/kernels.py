@@ -17,10 +17,10 @@ from torch import Tensor
 
 from clustr_mm.analysis.roofline import OPERANDS, time_call
 from clustr_mm.ops.clustering import triton as backend
-from clustr_mm.ops.merging import triton as merge_triton
-from clustr_mm.ops.merging.merge import EPS
 from clustr_mm.ops.clustering.reference import dpc_knn_reference
 from clustr_mm.ops.clustering.triton import Precision, Tile
+from clustr_mm.ops.merging import triton as merge_triton
+from clustr_mm.ops.merging.merge import EPS
 
 MULTIPROCESSORS = 132  # of an H200
 K = 5  # neighbours of the density estimate, the token itself included

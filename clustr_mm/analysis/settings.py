@@ -17,8 +17,8 @@ import torch
 from clustr_mm.analysis.groupings import GROUPINGS, regroup
 from clustr_mm.engine.errors import near
 from clustr_mm.models import ClusTR
-from clustr_mm.weights.files import load_pretrained
 from clustr_mm.models.clustr import ARCHS
+from clustr_mm.weights.files import load_pretrained
 
 EXACT = 'exact'
 DENSE = 'grouping=dense'

@@ -14,8 +14,8 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from clustr_mm.engine.checkpoints import check_training_state
 from clustr_mm.engine.devices import replace_sync_batchnorm
-from clustr_mm.weights.files import CheckpointError, read_checkpoint, state_dict_of
 from clustr_mm.models.clustr import Stage
+from clustr_mm.weights.files import CheckpointError, read_checkpoint, state_dict_of
 
 # A stage is the smallest part that the backbone runs by its forward method alone: a block's
 # clusters are found outside of it. Heads are called by their loss method, so they stay with the

@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 from clustr_mm.engine.config import add_hook
 from clustr_mm.engine.errors import UserError
 from clustr_mm.engine.seeding import random_state
-from clustr_mm.weights.files import replace_durably
 from clustr_mm.engine.unwrapping import unwrapped
+from clustr_mm.weights.files import replace_durably
 
 _SHOWN = 4  # file names in a message
 

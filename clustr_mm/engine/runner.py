@@ -24,6 +24,7 @@ from clustr_mm.engine.checkpoints import (
 )
 from clustr_mm.engine.devices import replace_sync_batchnorm, start_cpu_processes
 from clustr_mm.engine.errors import UserError
+from clustr_mm.engine.unwrapping import unwrapped
 from clustr_mm.weights.files import (
     CheckpointError,
     load_strictly,
@@ -31,7 +32,6 @@ from clustr_mm.weights.files import (
     replace_durably,
     state_dict_of,
 )
-from clustr_mm.engine.unwrapping import unwrapped
 
 
 @RUNNERS.register_module()

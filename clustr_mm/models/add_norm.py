@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from clustr_mm.ops.autocast import autocast_dtype
-from clustr_mm.ops.operators import Operator
 from clustr_mm.ops.clustering.triton import on_device_of, why_no_kernels
+from clustr_mm.ops.operators import Operator
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_CHANNELS = 4096  # of which a program holds whole tokens

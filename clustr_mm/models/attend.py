@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clustr_mm.ops.operators import Operator
 from clustr_mm.ops.clustering.triton import on_device_of, why_no_kernels
+from clustr_mm.ops.operators import Operator
 
 _DTYPES = (torch.float16, torch.bfloat16)
 # Of a scale. The backward pass multiplies queries and keys once more than flash attention does,

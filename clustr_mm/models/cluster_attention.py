@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from clustr_mm.models.attend import attend, attend_to_scales
 from clustr_mm.ops.autocast import autocast_dtype
 from clustr_mm.ops.clustering import (
     Padding,
@@ -24,7 +25,6 @@ from clustr_mm.ops.clustering import (
     windowed_dpc_knn,
 )
 from clustr_mm.ops.merging.merge import merge_scales
-from clustr_mm.models.attend import attend, attend_to_scales
 
 FineScope = Literal['global', 'window']
 

@@ -19,7 +19,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from clustr_mm.models.add_norm import add_norm
-from clustr_mm.weights.files import load_pretrained
 from clustr_mm.models.cluster_attention import (
     ClusterAttention,
     Clusters,
@@ -27,6 +26,7 @@ from clustr_mm.models.cluster_attention import (
     SelfAttention,
 )
 from clustr_mm.ops.conv_gelu.conv_gelu import can_run_conv_gelu, conv_gelu_triton
+from clustr_mm.weights.files import load_pretrained
 
 # The published variants b1, b2 and b3. A reduction of 1 means ordinary self-attention.
 ARCHS: dict[str, dict[str, tuple[int, ...]]] = {

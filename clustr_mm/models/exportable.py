@@ -14,10 +14,10 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from clustr_mm.ops.merging.merge import EPS, merge_single_tokens
-from clustr_mm.ops.clustering.traceable import dpc_knn_traceable
 from clustr_mm.models.cluster_attention import ClusterAttention, Clusters
 from clustr_mm.models.clustr import Block, ClusTR, Stage
+from clustr_mm.ops.clustering.traceable import dpc_knn_traceable
+from clustr_mm.ops.merging.merge import EPS, merge_single_tokens
 
 Module = TypeVar('Module', bound=nn.Module)
 

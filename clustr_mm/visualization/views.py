@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clustr_mm.ops.clustering import dpc_knn
 from clustr_mm.models import ClusterAttention, Clusters, ClusTR
 from clustr_mm.models.clustr import Block, Stage
+from clustr_mm.ops.clustering import dpc_knn
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from clustr_mm.weights.files import CheckpointError
 from clustr_mm.models.clustr import ARCHS, ClusTR
+from clustr_mm.weights.files import CheckpointError
 
 # Published name, our name; every dot outside of brackets stands for itself.
 _RULES = [

@@ -16,14 +16,14 @@ from triton_process import poisoned_memory
 
 from clustr_mm import ClusTR
 from clustr_mm.analysis.kernels import operands
+from clustr_mm.models import add_norm, attend
 from clustr_mm.ops import merge_scales, merge_tokens
 from clustr_mm.ops.clustering import dpc_knn, whole_image_kernel
 from clustr_mm.ops.clustering import triton as backend
+from clustr_mm.ops.clustering.reference import dpc_knn_reference, log_density, pairwise_distance2
+from clustr_mm.ops.conv_gelu import conv_gelu
 from clustr_mm.ops.merging import triton as merge_triton_module
 from clustr_mm.ops.merging.triton import merge_scales_triton, merge_triton
-from clustr_mm.ops.clustering.reference import dpc_knn_reference, log_density, pairwise_distance2
-from clustr_mm.models import add_norm, attend
-from clustr_mm.ops.conv_gelu import conv_gelu
 
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # deterministic matrix products
 DEVICE = 'cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda'

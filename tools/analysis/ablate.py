@@ -54,8 +54,8 @@ from clustr_mm.engine.config import (
     set_data_root,
 )
 from clustr_mm.engine.options import CfgOptions, Parser, add_trust
-from clustr_mm.weights.files import trust_checkpoints
 from clustr_mm.visualization.dots import Panel, plot_dots
+from clustr_mm.weights.files import trust_checkpoints
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -47,9 +47,9 @@ from clustr_mm.analysis.roofline import (
 )
 from clustr_mm.analysis.speed import Step, backbone_step, compare, model_step
 from clustr_mm.analysis.tasks import TASKS, build_task, make_batch, why_not_task
-from clustr_mm.ops.clustering import BACKENDS, dpc_knn
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.options import Parser
+from clustr_mm.ops.clustering import BACKENDS, dpc_knn
 
 DTYPES = ('float32', 'float16', 'bfloat16')
 

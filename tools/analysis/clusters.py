@@ -24,8 +24,8 @@ from clustr_mm.datasets.files import WEIGHT_SUFFIXES, find_images
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import clustr_backbone, load_config
 from clustr_mm.engine.options import Parser, add_trust
-from clustr_mm.weights.files import load_pretrained, trust_checkpoints
 from clustr_mm.visualization import save_picture, show_clusters
+from clustr_mm.weights.files import load_pretrained, trust_checkpoints
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from clustr_mm.datasets.masks import rle
 from clustr_mm.datasets.mini.classes import BY_NAME, CLASSES, COCO_CATEGORIES, LABELS, THINGS
 from clustr_mm.datasets.mini.figures import (
     BODY,
@@ -22,7 +23,6 @@ from clustr_mm.datasets.mini.figures import (
     LEFT_HAND,
     RIGHT_HAND,
 )
-from clustr_mm.datasets.masks import rle
 from clustr_mm.datasets.mini.scenes import SPLITS, Instance, Scene, make_scene
 
 # Classes that ImageNet folders are made of, in the order of their labels (sorted folder names).

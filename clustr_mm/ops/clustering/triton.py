@@ -32,8 +32,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from clustr_mm.ops.operators import Operator
 from clustr_mm.ops.clustering.reference import inverse_permutation
+from clustr_mm.ops.operators import Operator
 
 Precision = Literal['fp16', 'fp16x3', 'tf32', 'ieee']
 

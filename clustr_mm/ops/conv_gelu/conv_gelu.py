@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clustr_mm.ops.operators import Operator
 from clustr_mm.ops.clustering.triton import on_device_of, why_no_kernels
+from clustr_mm.ops.operators import Operator
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TOKENS, _CHANNELS, _WARPS = 32, 64, 8  # of a tile: 8 values a thread, 16 bytes in half precision

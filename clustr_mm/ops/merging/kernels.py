@@ -12,8 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from clustr_mm.ops.merging import merge
 from clustr_mm.ops.clustering.kernels import image_and_block
+from clustr_mm.ops.merging import merge
 
 EPS = tl.constexpr(merge.EPS)
 

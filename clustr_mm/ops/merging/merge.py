@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from clustr_mm.ops.autocast import without_autocast
-from clustr_mm.ops.merging.triton import merge_scales_triton, merge_triton
 from clustr_mm.ops.clustering.triton import can_run_triton
+from clustr_mm.ops.merging.triton import merge_scales_triton, merge_triton
 
 EPS = 1e-6
 

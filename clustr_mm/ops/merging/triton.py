@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clustr_mm.ops.operators import Operator
 from clustr_mm.ops.clustering.triton import on_device_of
+from clustr_mm.ops.operators import Operator
 
 _TOKENS = 32  # of a tile
 
