@@ -5,6 +5,7 @@ the backbone does not, and is imported where it is used.
 """
 
 from clustr_mm.datasets.check import DataNotFoundError, check_data_root
+from clustr_mm.datasets.faults import failed_sample, sample_fault
 from clustr_mm.datasets.images import image_fault
 from clustr_mm.datasets.transforms import CheckedLoad, DataFileError, guard_dataset, guard_pipeline
 
@@ -13,7 +14,9 @@ __all__ = [
     'DataFileError',
     'DataNotFoundError',
     'check_data_root',
+    'failed_sample',
     'guard_dataset',
     'guard_pipeline',
     'image_fault',
+    'sample_fault',
 ]
