@@ -69,7 +69,7 @@ def replay(path: str) -> Replay:
     if 'data_preprocessor' in cfg:  # where a runner takes it from
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    load_strictly(model, content['state_dict'], path)
+    load_strictly(model, content['state_dict'], source=path)
     device = get_device()
     model.to(device).train()
 

@@ -114,7 +114,7 @@ class StrictRunner(Runner):
             # Old versions of mmengine kept a config there, and resuming runs it.
             checkpoint['meta'].pop('config', None)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        load_strictly(unwrapped(self.model), state_dict_of(checkpoint, filename), filename)
+        load_strictly(unwrapped(self.model), state_dict_of(checkpoint, filename), source=filename)
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return checkpoint
