@@ -12,7 +12,7 @@ from functools import partial
 
 from clustr_mm.engine.errors import run_tool
 from clustr_mm.engine.options import Parser
-from clustr_mm.engine.progress import progress_line
+
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -35,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from clustr_mm.datasets.mini.mini import MiniData, build
 
     data = MiniData(options.layout, options.train, options.val, tuple(options.size), options.seed)
-    progress = partial(progress_line(), 'mini data')
-    for layout, root in build(options.out, data, progress).items():
+    for layout, root in build(options.out, data).items():
         print(f'{layout}: --data-root {root}')
 
 
