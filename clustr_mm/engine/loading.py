@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
+import clustr_mm.integrations.safetensors  # noqa: F401
 from clustr_mm.weights.files import CheckpointError, read_checkpoint, state_dict_of
 
 # Names of weights, and mmengine's tables of their addresses.

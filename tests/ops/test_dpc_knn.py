@@ -3,11 +3,8 @@
 import pytest
 import torch
 from helpers import assert_invariants, some_counts
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from clustr_mm.ops.clustering import BACKENDS, dpc_knn, padded_dpc_knn
-from clustr_mm.ops.clustering import triton as triton_backend
-from clustr_mm.ops.clustering.triton import warn_without_kernels
 
 # Those that take float64, in which rounding decides nothing (the others: test_native.py,
 # test_triton.py).
@@ -171,32 +168,3 @@ def test_what_cannot_be_is_refused_by_name(arguments, message):
 def test_empty_sequences_are_refused_as_empty_images_are(shape):
     with pytest.raises(ValueError, match='none of them 0'):
         padded_dpc_knn(torch.zeros(shape), torch.ones(shape[:2], dtype=torch.bool), lambda n: (1,))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
-def test_on_a_gpu_without_the_kernels_it_says_so_once(caplog, monkeypatch):
-    # A GPU of an older generation, pretended by tensors without values.
-    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (7, 5))
-    monkeypatch.setattr(triton_backend, '_too_old', triton_backend._too_old.__wrapped__)
-    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device=None: 'an old GPU')
-    monkeypatch.setenv('TRITON_INTERPRET', '0')
-    monkeypatch.setattr(triton_backend, '_said', set())
-    monkeypatch.setitem(BACKENDS, 'tiled', BACKENDS['traceable'])  # which reads no value
-    with FakeTensorMode():
-        x = torch.empty(2, 100, 8, device='cuda')
-        for _ in range(2):
-            assert dpc_knn(x, 12).device.type == 'cuda'
-    assert caplog.text.count('clustering without the Triton kernels, far slower: ') == 1
-    assert triton_backend.can_run_triton(x) in caplog.text
-
-
-def test_what_is_said_once_is_no_break_in_a_compiled_graph(caplog):
-    compiled = torch.compile(
-        lambda x: (warn_without_kernels('too old for this test'), x + 1)[1],
-        fullgraph=True,
-        backend='eager',
-    )
-    for _ in range(2):
-        assert compiled(torch.zeros(1)) == 1
-        warn_without_kernels('too old for this test')
-    assert caplog.text.count('far slower: too old for this test') == 1
