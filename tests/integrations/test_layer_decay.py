@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from clustr_mm.integrations.layer_decay import layer_depths
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
@@ -11,7 +12,6 @@ from torch import nn
 
 import clustr_mm  # noqa: F401 - registers
 from clustr_mm import ClusTR
-from clustr_mm.integrations.layer_decay import layer_depths
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 LR, DECAY, RATE = 1e-3, 0.05, 0.8

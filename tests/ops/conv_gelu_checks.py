@@ -9,10 +9,9 @@ import os
 
 import pytest
 import torch
+import torch.nn.functional as F
 from triton_process import poisoned_memory
 
-from clustr_mm.analysis import block_kernels
-from clustr_mm.analysis.block_kernels import plain_conv_gelu as plain
 from clustr_mm.ops.conv_gelu.conv_gelu import conv_gelu_triton
 
 DEVICE = 'cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda'
@@ -26,6 +25,13 @@ def poisoned():
         yield
 
 
+def plain(u, hw, weight, bias):
+    """GELU(u + DWConv3x3(u)) in u's own dtype, operator by operator."""
+    u = u.transpose(1, 2).unflatten(2, hw)
+    v = u + F.conv2d(u, weight.to(u.dtype), bias.to(u.dtype), padding=1, groups=len(weight))
+    return F.gelu(v).flatten(2).transpose(1, 2)
+
+
 def make_case(batch, height, width, channels, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     u = torch.randn(batch, height * width, channels, generator=generator)
@@ -37,12 +43,13 @@ def make_case(batch, height, width, channels, dtype=torch.float32, seed=0):
 
 
 def with_gradients(function, case, dtype=None):
-    u, hw, *others = case
-
-    def form(u, weight, bias):
-        return function(u, hw, weight, bias)
-
-    return block_kernels.with_gradients(form, (u, *others), dtype)
+    """The result, and the gradients of u, weight and bias; in ``dtype``, or as they are."""
+    u, hw, weight, bias, grad = case
+    u, weight, bias, grad = (t.detach().to(dtype or t.dtype) for t in (u, weight, bias, grad))
+    inputs = [t.requires_grad_() for t in (u, weight, bias)]
+    out = function(u, hw, weight, bias)
+    out.backward(grad)
+    return [out.detach(), *(t.grad for t in inputs)]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from helpers import assert_invariants, some_counts
 from triton_process import poisoned_memory
 
 from clustr_mm import ClusTR
-from clustr_mm.analysis.kernels import operands
 from clustr_mm.models import add_norm, attend
 from clustr_mm.ops import merge_scales, merge_tokens
 from clustr_mm.ops.clustering import dpc_knn, whole_image_kernel
@@ -29,6 +28,16 @@ os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # deterministic mat
 DEVICE = 'cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda'
 PRECISIONS = ['fp16x3', 'fp16', 'tf32', 'ieee']
 gpu_only = pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
+
+
+def operands(x, precision):
+    """The tokens as the kernels see them: moved and rounded, in float64 and in x's units."""
+    prepared = backend.prepare(x.contiguous(), precision)
+    keys = prepared.keys[:, : x.shape[1]].double()
+    if precision == 'fp16x3':
+        first, remainder = keys.chunk(2, dim=-1)
+        keys = first + remainder
+    return keys[..., : x.shape[2]] * prepared.unit[:, None, None].double()
 
 
 @pytest.fixture(autouse=True)

@@ -7,13 +7,13 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from clustr_mm.analysis import count_parameters
-from clustr_mm.engine import UserError
+from clustr_mm.analysis.parameters import count_parameters
+from clustr_mm.engine.errors import UserError
 
 for library in ('mmdet', 'mmseg', 'mmpose', 'mmpretrain'):
     pytest.importorskip(library)
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
 TOOL = runpy.run_path(str(ROOT / 'tools' / 'analysis' / 'count_params.py'))
 

@@ -7,28 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from clustr_mm.analysis.ablation import Row
-from clustr_mm.analysis.records import write_rows
+from clustr_mm.analysis.ablation.compare import Row
+from clustr_mm.analysis.records import markdown_table, write_rows
 
 Scores = Mapping[str, Sequence[float]]
-
-
-def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """Lays out a table whose columns line up, the first to the left and the others to the right.
-
-    Args:
-        lines: The heading, then the lines, of as many cells each.
-
-    Returns:
-        The table's lines, a newline after each.
-    """
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
-    laid_out = [
-        [line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]
-        for line in (lines[0], rule, *lines[1:])
-    ]
-    return ''.join(f'| {" | ".join(cells)} |\n' for cells in laid_out)
 
 
 def cost_table(rows: Sequence[Row], seconds: str, scores: Scores) -> str:
@@ -125,26 +107,18 @@ def write_csv(
 
 
 def _csv_line(row: Row, scores: Sequence[float]) -> dict[str, Any]:
-    line: dict[str, Any] = dict(
-        setting=row.setting,
-        gmac=f'{row.gmac:.4f}',
-        seconds=f'{row.seconds:.4f}',
-        ratio=f'{row.ratio:.4f}',
-        peak_mib='' if row.peak_mib is None else f'{row.peak_mib:.1f}',
-    )
+    line: dict[str, Any] = {
+        name: getattr(row, name) for name in ('setting', 'gmac', 'seconds', 'ratio', 'peak_mib')
+    }
     for name, shifts in (('attention', row.attention), ('to_dense', row.to_dense or ())):
         for stage, (mean, worst) in enumerate(shifts, 1):
-            line[f'{name}{stage}_mean'] = f'{mean:.5f}'
-            line[f'{name}{stage}_worst'] = f'{worst:.5f}'
-    for stage, shift in enumerate(row.maps, 1):
-        line[f'map{stage}'] = f'{shift:.5f}'
+            line |= {f'{name}{stage}_mean': mean, f'{name}{stage}_worst': worst}
+    line |= {f'map{stage}': shift for stage, shift in enumerate(row.maps, 1)}
     for stage, scales in enumerate(row.clusters, 1):
         for scale, found in enumerate(scales, 1):
             for name, value in asdict(found).items():
-                line[f'{name}{stage}_scale{scale}'] = f'{value:.5g}'
-    for seed, score in enumerate(scores):
-        line[f'score_seed{seed}'] = f'{score:.4f}'
-    return line
+                line[f'{name}{stage}_scale{scale}'] = value
+    return line | {f'score_seed{seed}': score for seed, score in enumerate(scores)}
 
 
 def _mean_and_range(scores: Sequence[float]) -> str:

@@ -11,11 +11,11 @@ from PIL import Image
 
 from clustr_mm import ClusTR
 from clustr_mm.analysis.records import device_name
-from clustr_mm.engine import UserError
+from clustr_mm.engine.errors import UserError
 
 pytest.importorskip('mmcv')
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / 'configs'
 TOOL = runpy.run_path(str(ROOT / 'tools' / 'analysis' / 'ablate.py'))
 
@@ -57,9 +57,7 @@ def test_table_and_file(folder, tmp_path, capsys):
     ]  # fmt: skip
     assert clusters.count('extent') == 3
 
-    assert sorted(path.name for path in results.iterdir()) == [
-        'clusters.png', 'cost.png', 'table.csv', 'table.md',
-    ]  # fmt: skip
+    assert sorted(path.name for path in results.iterdir()) == ['table.csv', 'table.md']
     assert (results / 'table.md').read_text() == out
     table = (results / 'table.csv').read_text()
     exact, window, dense = csv.DictReader(table.splitlines())
@@ -92,9 +90,14 @@ def mini_data(tmp_path_factory):
     return data
 
 
-SMALL = ['--cfg-options', 'train_dataloader.batch_size=4', 'train_dataloader.num_workers=0']
+SMALL = ['train_dataloader.batch_size=4', 'train_dataloader.num_workers=0']
 SMALL += ['train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0']
 SMALL += ['val_dataloader.persistent_workers=False', 'train_dataloader.drop_last=True']
+
+
+def roots(folder):
+    """The options that read the data from a folder."""
+    return [f'{name}_dataloader.dataset.data_root={folder}' for name in ('train', 'val')]
 
 
 def test_settings_are_trained_and_scored(folder, mini_data, tmp_path, capsys):
@@ -104,15 +107,14 @@ def test_settings_are_trained_and_scored(folder, mini_data, tmp_path, capsys):
     TOOL['main'](
         [mini, '--images', str(folder / 'a.png'), '--size', '32', '32', '--crop']
         + ['--settings', 'exact', 'k=2', 'grouping=random', '--train', mini]
-        + ['--data-root', mini_data, '--iterations', '2', '--train-settings', 'exact']
-        + ['grouping=random', '--out', str(results), *SMALL]
+        + ['--iterations', '2', '--train-settings', 'exact', 'grouping=random']
+        + ['--out', str(results), '--cfg-options', *SMALL, *roots(mini_data)]
     )
     out, progress = capsys.readouterr()
     assert 'seed 0: grouping=random: accuracy/top1' in progress and 'size 32x32, cropped' in out
     exact, k, random = csv.DictReader((results / 'table.csv').read_text().splitlines())
     assert 0 <= float(exact['score_seed0']) <= 100 and random['score_seed0']
     assert k['score_seed0'] == '' and exact['train'] == 'clustr_t_mini.py, 2 iterations'
-    assert (results / 'cost.png').stat().st_size > 0
     assert not list(results.rglob('*.pth')), 'no checkpoint is kept'
 
 
@@ -122,14 +124,11 @@ SAVE_BEST = 'default_hooks.checkpoint.save_best'
 @pytest.mark.parametrize(
     ('train', 'arguments', 'message'),
     [
-        ('clustr_t_mini_.py', [], r'does not exist.*clustr_t_mini\.py'),
-        ('clustr_t_mini.py', ['--data-root', 'nowhere'], 'nowhere'),
-        ('clustr_t_mini.py', ['--cfg-options', 'train_dataloadr.batch_size=4'], 'train_dataloader'),
+        ('clustr_t_mini_.py', [], r'clustr_t_mini_\.py does not exist'),
+        ('clustr_t_mini.py', ['--cfg-options', *roots('nowhere')], 'nowhere'),
         ('../_base_/datasets/imagenet.py', [], 'no model with the backbone ClusTR'),
         ('clustr_t_mini.py', ['--cfg-options', f'{SAVE_BEST}=auto'], 'with --metric'),
-        ('clustr_t_mini.py', ['--cfg-options', f'{SAVE_BEST}=[a,b]'], 'with --metric'),
-        ('clustr_t_mini.py', ['--cfg-options', f'{SAVE_BEST}=None'], 'with --metric'),
-        ('clustr_t_mini.py', ['--metric', 'top1', *SMALL], 'metric top1: .* has accuracy/top1'),
+        ('clustr_t_mini.py', ['--metric', 'top1'], 'metric top1: .* has accuracy/top1'),
     ],
 )
 def test_a_mistake_in_training_shows_before_images_are_measured(
@@ -137,10 +136,10 @@ def test_a_mistake_in_training_shows_before_images_are_measured(
 ):
     monkeypatch.chdir(tmp_path)
     pytest.importorskip('mmpretrain')
-    if '--data-root' not in arguments:
-        arguments = ['--data-root', mini_data, *arguments]
+    if '--cfg-options' not in arguments:
+        arguments = [*arguments, '--cfg-options', *SMALL, *roots(mini_data)]
     mini = CONFIGS / 'mmpretrain'
-    with pytest.raises((UserError, ValueError), match=message):
+    with pytest.raises(UserError, match=message):
         TOOL['main'](
             [str(mini / 'clustr_t_mini.py'), '--images', str(folder / 'a.png'), '--size', '32']
             + ['32', '--settings', 'exact', '--train', str(mini / train), *arguments]

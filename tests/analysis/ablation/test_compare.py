@@ -7,13 +7,10 @@ import torch
 from small import NARROW
 
 from clustr_mm import ClusTR
-from clustr_mm.analysis import (
-    Ablation,
-    build_settings,
-    cluster_statistics,
-    compare_blocks,
-    count_macs,
-)
+from clustr_mm.analysis.ablation.compare import Ablation, compare_blocks
+from clustr_mm.analysis.ablation.settings import build_settings
+from clustr_mm.analysis.ablation.statistics import cluster_statistics
+from clustr_mm.analysis.flops import count_macs
 from clustr_mm.models import Clusters
 
 ARCH = {**NARROW, 'depths': (3, 1, 2, 1)}

@@ -5,12 +5,8 @@ import torch
 from small import NARROW
 
 from clustr_mm import ClusTR
-from clustr_mm.analysis import (
-    PART_SETTINGS,
-    build_settings,
-    knob_settings,
-    parse_setting,
-)
+from clustr_mm.analysis.ablation.settings import PART_SETTINGS, build_settings, knob_settings
+from clustr_mm.analysis.peers import parse_setting
 
 BACKBONE = dict(type='ClusTR', arch=NARROW)
 

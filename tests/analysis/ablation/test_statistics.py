@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from clustr_mm.analysis import GROUPINGS, cluster_statistics
+from clustr_mm.analysis.ablation.groupings import GROUPINGS
+from clustr_mm.analysis.ablation.statistics import cluster_statistics
 
 
 def test_two_halves_and_a_corner():

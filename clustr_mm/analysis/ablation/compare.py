@@ -14,20 +14,22 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from clustr_mm.analysis.flops import count_macs
-from clustr_mm.analysis.groupings import RegroupedAttention, dense
-from clustr_mm.analysis.measure import Cost, measure
-from clustr_mm.analysis.settings import DENSE, EXACT
-from clustr_mm.analysis.statistics import (
+from clustr_mm.analysis.ablation.groupings import RegroupedAttention, dense
+from clustr_mm.analysis.ablation.settings import DENSE
+from clustr_mm.analysis.ablation.statistics import (
     ClusterStatistics,
     cluster_statistics,
     mean_statistics,
 )
+from clustr_mm.analysis.flops import count_macs
+from clustr_mm.analysis.peers import EXACT
+from clustr_mm.analysis.speed import peak_memory, time_call
 from clustr_mm.models import ClusterAttention, Clusters, ClusTR
 from clustr_mm.models.clustr import Stage
 
@@ -40,7 +42,8 @@ class Row:
         setting: Its name.
         gmac: 10^9 multiply-adds of an image, clustering included, as torch's FlopCounterMode
             counts them; the mean over images.
-        seconds: Time of an image, the mean over images of the median over rounds; see ``Cost``.
+        seconds: Of an image, of the processor on a CPU and by the clock on a GPU; the mean over
+            images of the median over rounds.
         ratio: Median over images and rounds of the time as a multiple of the exact form's in the
             same round.
         peak_mib: Largest peak memory of a forward pass above its input; None where unknown.
@@ -82,7 +85,8 @@ class _Record:
     """What was measured of a setting."""
 
     macs: list[int] = field(default_factory=list)  # [image]
-    costs: list[list[Cost]] = field(default_factory=list)  # [image][round]
+    seconds: list[list[float]] = field(default_factory=list)  # [image][round]
+    peaks: list[float | None] = field(default_factory=list)
     attention: list[list[list[float]]] = field(default_factory=list)  # [image][stage][block]
     to_dense: list[list[list[float]]] = field(default_factory=list)  # [image][stage][block]
     maps: list[list[float]] = field(default_factory=list)  # [image][stage]
@@ -127,12 +131,13 @@ class Ablation:
             self._macs[hw] = {name: _count(model, *hw) for name, model in self.models.items()}
         maps: dict[str, tuple[Tensor, ...]] = {}
         for record in self._records.values():
-            record.costs.append([])
+            record.seconds.append([])
         for _ in range(self.rounds):
             for name, model in self.models.items():
                 maps.pop(name, None)
-                maps[name], cost = measure(partial(model.__call__, image), image.device)
-                self._records[name].costs[-1].append(cost)
+                (maps[name], seconds), peak = peak_memory(partial(_run, model, image), image.device)
+                self._records[name].seconds[-1].append(seconds)
+                self._records[name].peaks.append(peak)
         references = [name for name in (EXACT, DENSE) if name in self.models]
         comparison = compare_blocks(self.models, image, references)
         shifts = comparison.shifts
@@ -152,26 +157,19 @@ class Ablation:
         Raises:
             ValueError: If no image was added.
         """
-        exact = self._records[EXACT].costs
-        if not exact:
+        if not self._records[EXACT].macs:
             raise ValueError('no image was measured; add one first')
-        return [self._row(name, record, exact) for name, record in self._records.items()]
+        return [self._row(name, record) for name, record in self._records.items()]
 
-    def _row(self, name: str, record: _Record, exact: Sequence[Sequence[Cost]]) -> Row:
-        peaks = [cost.peak_mib for costs in record.costs for cost in costs]
-        ratios = [
-            cost.seconds / max(reference.seconds, 1e-9)
-            for costs, references in zip(record.costs, exact, strict=True)
-            for cost, reference in zip(costs, references, strict=True)
-        ]
+    def _row(self, name: str, record: _Record) -> Row:
+        pairs = zip(chain(*record.seconds), chain(*self._records[EXACT].seconds), strict=True)
+        known = [peak for peak in record.peaks if peak is not None]
         return Row(
             setting=name,
             gmac=statistics.fmean(record.macs) / 1e9,
-            seconds=statistics.fmean(
-                statistics.median(cost.seconds for cost in costs) for costs in record.costs
-            ),
-            ratio=statistics.median(ratios),
-            peak_mib=None if None in peaks else max(peak for peak in peaks if peak is not None),
+            seconds=statistics.fmean(map(statistics.median, record.seconds)),
+            ratio=statistics.median(own / max(exact, 1e-9) for own, exact in pairs),
+            peak_mib=max(known, default=None),
             attention=_mean_and_worst(record.attention),
             to_dense=_mean_and_worst(record.to_dense) if record.to_dense else None,
             maps=tuple(statistics.fmean(each) for each in zip(*record.maps, strict=True)),
@@ -183,6 +181,13 @@ class Ablation:
                 for images in zip(*record.clusters, strict=True)
             ),
         )
+
+
+def _run(model: ClusTR, image: Tensor) -> tuple[tuple[Tensor, ...], float]:
+    """Maps, and seconds: of the processor on a CPU, by the clock on a GPU."""
+    maps: list[tuple[Tensor, ...]] = []
+    wall, processor = time_call(lambda: maps.append(model(image)), image.device)
+    return maps[0], wall if image.is_cuda else processor
 
 
 def relative_difference(value: Tensor, reference: Tensor) -> float:

@@ -6,7 +6,7 @@ the whole image, all of them attended to from everywhere.
 
 from __future__ import annotations
 
-import ast
+import difflib
 import inspect
 import itertools
 from collections.abc import Iterable, Mapping
@@ -14,13 +14,12 @@ from typing import Any, cast
 
 import torch
 
-from clustr_mm.analysis.groupings import GROUPINGS, regroup
-from clustr_mm.engine.errors import near
+from clustr_mm.analysis.ablation.groupings import GROUPINGS, regroup
+from clustr_mm.analysis.peers import EXACT, parse_setting
 from clustr_mm.models import ClusTR
 from clustr_mm.models.clustr import ARCHS
 from clustr_mm.weights.files import load_pretrained
 
-EXACT = 'exact'
 DENSE = 'grouping=dense'
 # Values of the three knobs, the paper's first (ClusTR's docstring says what they do).
 KNOBS: dict[str, tuple[Any, ...]] = {
@@ -46,35 +45,6 @@ PART_SETTINGS = (
 )  # fmt: skip
 
 
-def parse_setting(text: str) -> dict[str, Any]:
-    """Reads a setting.
-
-    Args:
-        text: ``'exact'`` or ``'KEY=VALUE'``, several joined by ``+``. A value is a Python literal
-            or else a string: ``56``, ``None``, ``(1,4)``, ``window``.
-
-    Returns:
-        Values by key; empty for ``'exact'``.
-
-    Raises:
-        ValueError: If it cannot be read, or a key comes twice.
-    """
-    if text == EXACT:
-        return {}
-    options: dict[str, Any] = {}
-    for part in text.split('+'):
-        key, equals, value = part.partition('=')
-        if not (key.isidentifier() and equals and value):
-            raise ValueError(f'setting is {text!r}; use {EXACT!r} or KEY=VALUE, joined by +')
-        if key in options:
-            raise ValueError(f'setting {text!r} has {key} twice; leave one')
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = value
-    return options
-
-
 def knob_settings() -> list[str]:
     """The exact form and every other combination of the three knobs, as settings."""
     names = []
@@ -92,6 +62,7 @@ def build_settings(
     settings: Iterable[str],
     checkpoint: str | None = None,
     seed: int = 0,
+    trust: bool = False,
 ) -> dict[str, ClusTR]:
     """Builds a backbone for every setting, all of them with the same weights.
 
@@ -103,6 +74,7 @@ def build_settings(
         checkpoint: Weights with keys that begin with ``backbone.``; None for random ones. Only
             then may a setting have scales beyond the exact form's: their weights are random too.
         seed: Seed of the random weights.
+        trust: See ``read_checkpoint``.
 
     Returns:
         Backbones in evaluation mode that return the maps of all stages, by setting; first
@@ -117,7 +89,7 @@ def build_settings(
     torch.manual_seed(seed)
     exact = ClusTR(**kept)
     if checkpoint is not None:
-        load_pretrained(exact, dict(checkpoint=checkpoint, prefix='backbone.'))
+        load_pretrained(exact, dict(checkpoint=checkpoint, prefix='backbone.'), trust)
     models = {EXACT: exact.eval()}
     for name in settings:
         if name in models:
@@ -154,7 +126,9 @@ def backbone_arguments(
     known = [*inspect.signature(ClusTR).parameters, *_ALSO]
     for key in options:
         if key not in known:
-            raise ValueError(f'setting {setting!r}: ClusTR has no option {key!r}{near(key, known)}')
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f'; did you mean {near[0]!r}?' if near else ''
+            raise ValueError(f'setting {setting!r}: ClusTR has no option {key!r}{hint}')
     grouping = options.pop('grouping', None)
     if grouping is not None and grouping not in GROUPINGS:
         raise ValueError(f'setting {setting!r}: grouping is {grouping!r}; use {sorted(GROUPINGS)}')

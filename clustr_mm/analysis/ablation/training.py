@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from mmengine.config import Config
+from mmengine.runner import Runner
 
-from clustr_mm.analysis.groupings import regroup
-from clustr_mm.analysis.settings import KNOBS, backbone_arguments
-from clustr_mm.engine.config import guard_data
-from clustr_mm.engine.errors import explained
-from clustr_mm.engine.launch import build_runner
+from clustr_mm.analysis.ablation.groupings import regroup
+from clustr_mm.analysis.ablation.settings import KNOBS, backbone_arguments
 
 
 def train_setting(
@@ -30,7 +28,7 @@ def train_setting(
         The validation's metrics by name.
 
     Raises:
-        UserError: If the data are missing, or what else the user can mend.
+        FileNotFoundError: If the data are missing.
         ValueError: If the setting is none of ClusTR's.
     """
     cfg = Config(cfg.to_dict())
@@ -57,10 +55,8 @@ def train_setting(
     cfg.log_processor = dict(by_epoch=False)
     cfg.setdefault('default_hooks', {})['checkpoint'] = None
     cfg.visualizer = None
-    with explained(cfg):
-        guard_data(cfg, ('train', 'val'))
-        runner = build_runner(cfg)
-        if grouping is not None:
-            regroup(runner.model.backbone, grouping)
-        runner.train()
-        return runner.val()
+    runner = Runner.from_cfg(cfg)
+    if grouping is not None:
+        regroup(runner.model.backbone, grouping)
+    runner.train()
+    return runner.val()
