@@ -4,7 +4,7 @@ Importing this package registers `CheckedLoad` and no more: the scene generator 
 the backbone does not, and is imported where it is used.
 """
 
-from clustr_mm.datasets.check import DataNotFoundError, check_data_root
+from clustr_mm.datasets.check import DataNotFoundError, check_data_root, check_paths
 from clustr_mm.datasets.faults import failed_sample, sample_fault
 from clustr_mm.datasets.images import image_fault
 from clustr_mm.datasets.transforms import CheckedLoad, DataFileError, guard_dataset, guard_pipeline
@@ -14,6 +14,7 @@ __all__ = [
     'DataFileError',
     'DataNotFoundError',
     'check_data_root',
+    'check_paths',
     'failed_sample',
     'guard_dataset',
     'guard_pipeline',
