@@ -9,6 +9,7 @@ from clustr_mm.datasets import CheckedLoad
 from clustr_mm.integrations.class_weighted_loss import ClassWeightedCrossEntropy
 from clustr_mm.integrations.layer_decay import ClusTRLayerDecay
 from clustr_mm.integrations.neck_chain import NeckChain
+from clustr_mm.integrations.safetensors import load_safetensors as _load_safetensors  # noqa: F401
 from clustr_mm.models import ClusterAttention, ClusTR
 from clustr_mm.ops import dpc_knn, merge_tokens
 

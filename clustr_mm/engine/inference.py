@@ -266,7 +266,7 @@ def _load(library: str, cfg: Config, checkpoint: str, device: str) -> Any:
     scope = DefaultScope.overwrite_default_scope(library)
     with scope, contextlib.redirect_stdout(io.StringIO()):
         inferencer = _build(library, cfg, checkpoint, device)
-    load_strictly(inferencer.model, state_dict_of(content, checkpoint), checkpoint)
+    load_strictly(inferencer.model, state_dict_of(content, checkpoint), source=checkpoint)
     return inferencer
 
 

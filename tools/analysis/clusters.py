@@ -25,7 +25,7 @@ from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import clustr_backbone, load_config
 from clustr_mm.engine.options import Parser, add_trust
 from clustr_mm.visualization import save_picture, show_clusters
-from clustr_mm.weights.files import load_pretrained, trust_checkpoints
+from clustr_mm.weights.files import load_pretrained
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -64,7 +64,6 @@ def out_names(images: Sequence[Path]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
-    trust_checkpoints(options.trust_checkpoint)
     cfg = load_config(options.config)
     settings = clustr_backbone(cfg)
     checkpoint = options.paths.pop(0) if options.paths[0].endswith(WEIGHT_SUFFIXES) else None
@@ -75,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     backbone = MODELS.build({**settings, 'init_cfg': None})
     weights = f'random weights (seed {options.seed})'
     if checkpoint is not None:
-        load_pretrained(backbone, dict(checkpoint=checkpoint, prefix='backbone.'))
+        init_cfg = dict(checkpoint=checkpoint, prefix='backbone.')
+        load_pretrained(backbone, init_cfg, options.trust_checkpoint)
         weights = os.path.basename(checkpoint)
     backbone.to(options.device).eval()
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')

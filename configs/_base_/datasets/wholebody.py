@@ -3,6 +3,7 @@
 # validation images, 133 keypoints. The boxes of a validation run are those of the detector of 56.4
 # person AP that the field compares with; bbox_file=None takes the annotated ones. A batch of 64 on
 # 8 GPUs makes 512. The input size is the codec's, which every leaf names.
+data_mode = 'topdown'
 data_root = 'data/coco'
 bbox_file = 'data/coco/person_detection_results/COCO_val2017_detections_AP_H_56_person.json'
 train_dataloader = dict(
@@ -13,7 +14,7 @@ train_dataloader = dict(
     dataset=dict(
         type='CocoWholeBodyDataset',
         data_root=data_root,
-        data_mode='topdown',
+        data_mode=data_mode,
         ann_file='annotations/coco_wholebody_train_v1.0.json',
         data_prefix=dict(img='train2017/'),
     ),
@@ -27,7 +28,7 @@ val_dataloader = dict(
     dataset=dict(
         type='CocoWholeBodyDataset',
         data_root=data_root,
-        data_mode='topdown',
+        data_mode=data_mode,
         ann_file='annotations/coco_wholebody_val_v1.0.json',
         data_prefix=dict(img='val2017/'),
         test_mode=True,

@@ -1,31 +1,35 @@
 """Weights: strict, safe, whole, in both formats, from published keys too."""
 
+import contextlib
 import http.server
 import os
 import pickle
 import random
-import subprocess
-import sys
+import re
+import runpy
 import tarfile
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.fileio import LocalBackend
+from mmengine.fileio.backends import prefix_to_backends
 from mmengine.logging import MessageHub
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from clustr_mm import ClusTR
-from clustr_mm.engine.loading import use_safe_loading
+from clustr_mm.engine import run_tool
 from clustr_mm.weights.files import (
     CheckpointError,
     load_pretrained,
+    load_strictly,
     read_checkpoint,
     save_checkpoint,
     state_dict_of,
-    trust_checkpoints,
 )
 from clustr_mm.weights.published import convert_published, rename
 
@@ -34,8 +38,6 @@ TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
 
 def published(arch: str = 'tiny', dtype=torch.float32) -> dict[str, torch.Tensor]:
     """Random weights under published keys, the inverse of the converter written out by hand."""
-    import re
-
     state = {}
     for key, value in ClusTR(arch=arch).state_dict().items():
         stage, rest = re.fullmatch(r'stages\.(\d)\.(.*)', key).groups()
@@ -56,13 +58,10 @@ def published(arch: str = 'tiny', dtype=torch.float32) -> dict[str, torch.Tensor
     return state
 
 
-def run(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, '-W', 'ignore', TOOL, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def convert(*arguments: Path) -> int:
+    """Runs the tool; its exit status."""
+    main = runpy.run_path(str(TOOL))['main']
+    return run_tool(lambda _: main([str(argument) for argument in arguments]))
 
 
 @pytest.mark.parametrize('arch', ['tiny', 'small', 'base'])
@@ -94,8 +93,7 @@ def test_convert_then_load_everywhere(tmp_path, wrapper, suffix, dtype):
     source = published(dtype=dtype)
     torch.save({wrapper: source} if wrapper else source, tmp_path / 'published.pth')
     target = tmp_path / f'ours{suffix}'
-    done = run(tmp_path / 'published.pth', target)
-    assert done.returncode == 0, done.stderr
+    assert convert(tmp_path / 'published.pth', target) == 0
 
     # By hand, strictly.
     state = load_file(target) if suffix == '.safetensors' else torch.load(target)['state_dict']
@@ -114,17 +112,17 @@ def test_convert_then_load_everywhere(tmp_path, wrapper, suffix, dtype):
     assert loaded['state_dict'].keys() == state.keys()
 
 
-def test_convert_lists_unmatched_keys_of_both_sides(tmp_path):
+def test_convert_lists_unmatched_keys_of_both_sides(tmp_path, capsys):
     source = published()
     source['block1.0.attn.kv3.weight'] = torch.zeros(1)
     del source['block2.1.norm1.bias']
     source['norm1.weight'] = torch.zeros(5)
     torch.save(source, tmp_path / 'published.pth')
-    done = run(tmp_path / 'published.pth', tmp_path / 'ours.pth')
-    assert done.returncode == 1 and done.stdout == ''
-    assert len(done.stderr.splitlines()) == 1
+    assert convert(tmp_path / 'published.pth', tmp_path / 'ours.pth') == 1
+    out, error = capsys.readouterr()
+    assert out == '' and error.count('\n') == 1
     for name in ('block1.0.attn.kv3.weight', 'stages.1.blocks.1.norm1.bias', 'norm1.weight'):
-        assert name in done.stderr
+        assert name in error
     assert os.listdir(tmp_path) == ['published.pth'], 'nothing half-written'
 
 
@@ -139,13 +137,12 @@ def test_convert_lists_unmatched_keys_of_both_sides(tmp_path):
         (lambda p: torch.save({'epoch': 3}, p), 'holds no state dict'),
     ],
 )
-def test_what_is_no_checkpoint_is_one_line(tmp_path, make, message):
+def test_what_is_no_checkpoint_is_one_line(tmp_path, make, message, capsys):
     path = tmp_path / 'x.pth'
     make(path)
-    done = run(path, tmp_path / 'ours.pth')
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
-    assert message in done.stderr and str(path) in done.stderr
+    assert convert(path, tmp_path / 'ours.pth') == 1
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and message in error and str(path) in error
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
@@ -194,7 +191,7 @@ def test_pretrained_matches_every_key_or_stops(tmp_path):
     path = str(tmp_path / 'x.pth')
 
     save_checkpoint({f'backbone.{k}': v for k, v in ClusTR(arch='base').state_dict().items()}, path)
-    with pytest.raises(CheckpointError, match='does not fit this ClusTR .*keys unexpected'):
+    with pytest.raises(CheckpointError, match='does not fit this ClusTR .*shapes differ: stages'):
         load_pretrained(net, dict(checkpoint=path, prefix='backbone.'))
     with pytest.raises(CheckpointError, match="no key that begins with 'encoder.'"):
         load_pretrained(net, dict(checkpoint=path, prefix='encoder.'))
@@ -281,17 +278,56 @@ def test_a_tar_is_refused(tmp_path):
         read_checkpoint(tmp_path / 'x.pth')
 
 
-@pytest.fixture
-def trusting():
-    trust_checkpoints(True)
-    yield
-    trust_checkpoints(False)
-
-
-def test_trusted_on_purpose(tmp_path, trusting):
-    torch.save({'state_dict': small_weights(), 'meta': Evil(tmp_path / 'ran')}, tmp_path / 'x.pth')
-    assert equal(read_checkpoint(tmp_path / 'x.pth')['state_dict'], small_weights())
+def test_trusted_on_purpose(tmp_path):
+    path = tmp_path / 'x.pth'
+    torch.save({'state_dict': small_weights(), 'meta': Evil(tmp_path / 'ran')}, path)
+    assert equal(read_checkpoint(path, trust=True)['state_dict'], small_weights())
     assert (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_tensors_come_to_the_device_that_is_asked_for(tmp_path, suffix):
+    save_checkpoint(small_weights(), tmp_path / f'x{suffix}')
+    found = read_checkpoint(tmp_path / f'x{suffix}', map_location='meta')['state_dict']
+    assert {value.device.type for value in found.values()} == {'meta'}
+
+
+@pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'module._orig_mod.', ''])
+def test_what_wraps_a_model_is_no_part_of_its_names(tmp_path, prefix):
+    trained, fresh = nn.Linear(2, 3), nn.Linear(2, 3)
+    wrapped = {f'{prefix}{key}': value for key, value in trained.state_dict().items()}
+    torch.save({'state_dict': wrapped}, tmp_path / 'x.pth')
+    load_pretrained(fresh, dict(checkpoint=str(tmp_path / 'x.pth')))
+    assert torch.equal(fresh.weight, trained.weight)
+    # A model that has a part of that name keeps it.
+    outer = nn.ModuleDict({'module': nn.Linear(2, 3)})
+    load_strictly(outer, {f'module.{key}': value for key, value in trained.state_dict().items()})
+    assert torch.equal(outer['module'].weight, trained.weight)
+
+
+def test_a_prefix_chooses_and_what_is_more_is_listed(tmp_path):
+    trained, fresh = nn.Linear(2, 3), nn.Linear(2, 3)
+    state = {f'net.{key}': value for key, value in trained.state_dict().items()}
+    state |= {'head.weight': torch.ones(1), 'net.scale': torch.ones(1)}
+    assert load_strictly(fresh, state, 'net') == ['scale']
+    assert torch.equal(fresh.weight, trained.weight)
+    save_checkpoint(state, tmp_path / 'x.pth')
+    with pytest.warns(UserWarning, match='x.pth has 1 keys that this Linear does not have: scale'):
+        load_pretrained(fresh, dict(checkpoint=tmp_path / 'x.pth', prefix='net.'))
+    with pytest.raises(CheckpointError, match='1 keys missing: bias; 1 keys unexpected: scale'):
+        load_strictly(fresh, {k: v for k, v in state.items() if k != 'net.bias'}, 'net')
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_weights_without_values_are_neither_written_nor_loaded(tmp_path, suffix):
+    meta, real = nn.Linear(2, 3, device='meta'), nn.Linear(2, 3)
+    with pytest.raises(CheckpointError, match='2 tensors without values, on the meta device'):
+        save_checkpoint(meta.state_dict(), tmp_path / f'x{suffix}')
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match='2 tensors without values'):
+        load_strictly(real, meta.state_dict())
+    with pytest.raises(CheckpointError, match='on the meta device, where to_empty'):
+        load_strictly(meta, real.state_dict())
 
 
 @pytest.fixture
@@ -328,8 +364,32 @@ def test_addresses_are_read_as_files_are(tmp_path, server):
     with pytest.raises(CheckpointError, match='mkdir'):
         load_pretrained(net, dict(checkpoint=f'{server}/evil.pth'))
     assert not (tmp_path / 'ran').exists()
-    with pytest.raises(CheckpointError, match='s3://'):
-        read_checkpoint('s3://bucket/x.pth')
+
+
+def test_storages_that_mmengine_knows_are_read_as_files_are(tmp_path, monkeypatch):
+    class Bucket(LocalBackend):
+        """A storage whose files get another name here, as a client of S3 gives them."""
+
+        @contextlib.contextmanager
+        def get_local_path(self, filepath):
+            name = tmp_path / 'fetched'
+            name.write_bytes((tmp_path / filepath.rpartition('/')[2]).read_bytes())
+            yield str(name)
+            name.unlink()
+
+    monkeypatch.setitem(prefix_to_backends, 'bucket', Bucket)
+    for suffix in ('.pth', '.safetensors'):
+        save_checkpoint(small_weights(), tmp_path / f'x{suffix}')
+        found = read_checkpoint(f'bucket://models/x{suffix}')['state_dict']
+        assert equal(found, small_weights())
+    torch.save({'state_dict': Evil(tmp_path / 'ran')}, tmp_path / 'evil.pth')
+    with pytest.raises(CheckpointError, match='bucket://models/evil.pth is a pickle that wants'):
+        read_checkpoint('bucket://models/evil.pth')
+    assert not (tmp_path / 'ran').exists()
+    for source in ('bucket://models/none.pth', 'nowhere://x.pth'):
+        with pytest.raises(CheckpointError, match=f'{source} cannot be fetched') as error:
+            read_checkpoint(source)
+        assert '\n' not in str(error.value)
 
 
 def test_a_download_cut_short_is_fetched_again(tmp_path, server):
@@ -341,19 +401,3 @@ def test_a_download_cut_short_is_fetched_again(tmp_path, server):
         read_checkpoint(f'{server}/x.pth')
     path.write_bytes(whole)
     assert equal(read_checkpoint(f'{server}/x.pth')['state_dict'], small_weights())
-
-
-def test_mmengine_reads_as_carefully(tmp_path, server, monkeypatch):
-    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
-    use_safe_loading()
-    path = tmp_path / 'served' / 'x.pth'
-    torch.save({'state_dict': small_weights(), 'meta': Evil(tmp_path / 'ran')}, path)
-    for source in (str(path), f'{server}/x.pth'):
-        with pytest.raises(CheckpointError, match='mkdir'):
-            CheckpointLoader.load_checkpoint(source, map_location='cpu')
-    for source in ('s3://bucket/x.pth', 'open-mmlab://no_such_name'):
-        with pytest.raises(CheckpointError, match=source):
-            CheckpointLoader.load_checkpoint(source)
-    assert not (tmp_path / 'ran').exists()
-    save_checkpoint(small_weights(), path)
-    assert equal(CheckpointLoader.load_checkpoint(str(path))['state_dict'], small_weights())

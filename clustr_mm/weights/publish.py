@@ -1,5 +1,7 @@
 """A training checkpoint stripped to what others need: weights, and where they come from."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re
@@ -11,10 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import clustr_mm
-from clustr_mm.engine.errors import UserError
 from clustr_mm.models import ARCHS, ClusTR
-from clustr_mm.weights.files import read_checkpoint, save_checkpoint, state_dict_of
+from clustr_mm.weights.files import (
+    CheckpointError,
+    read_checkpoint,
+    save_checkpoint,
+    state_dict_of,
+)
 
 PARTS = ('model', 'backbone')
 _HASH_DIGITS = 8  # as torch.hub has it in its files' names
@@ -22,7 +27,12 @@ _PREFIX = 'backbone.'
 
 
 def publish(
-    source: str, folder: str, name: str | None = None, part: str = 'model', score: str | None = None
+    source: str,
+    folder: str,
+    name: str | None = None,
+    part: str = 'model',
+    score: str | None = None,
+    trust: bool = False,
 ) -> Path:
     """Writes a checkpoint's weights as safetensors, with metadata, and its hash in the name.
 
@@ -34,20 +44,23 @@ def publish(
         part: ``'model'`` for every weight, ``'backbone'`` for those that ``--init-from`` reads.
         score: What it achieves, say ``'mIoU 49.6'``; None takes the best score of the run if the
             source is the checkpoint that has it.
+        trust: See ``read_checkpoint``.
 
     Returns:
         Path of the file, ``NAME-HASH.safetensors``; HASH is the beginning of its SHA-256.
 
     Raises:
-        CheckpointError: If the source cannot be read or the file not be written.
-        UserError: If the source has no backbone and ``part`` asks for one, or the folder is none.
+        CheckpointError: If the source cannot be read, or has no backbone and ``part`` asks for one,
+            or the file cannot be written.
     """
-    content = read_checkpoint(source)
+    content = read_checkpoint(source, trust=trust)
     weights = state_dict_of(content, source)
     if part == 'backbone':
         weights = {key: value for key, value in weights.items() if key.startswith(_PREFIX)}
         if not weights:
-            raise UserError(f'{source} has no key that begins with {_PREFIX!r}; use --part model')
+            raise CheckpointError(
+                f'{source} has no key that begins with {_PREFIX!r}; use --part model'
+            )
     # Weights that share memory are each written for themselves.
     weights = {key: value.clone() for key, value in weights.items()}
     metadata = {'part': part, **_origin(content, source), **_versions(content)}
@@ -58,7 +71,9 @@ def publish(
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f'cannot make folder {folder}: {error.strerror}; choose another') from error
+        raise CheckpointError(
+            f'cannot make folder {folder}: {error.strerror}; choose another'
+        ) from error
     stem = name or Path(source).stem
     whole = target / f'{stem}.new.safetensors'
     save_checkpoint(weights, whole, {key: value for key, value in metadata.items() if value})
@@ -108,16 +123,15 @@ def _origin(content: Mapping[str, Any], source: str) -> dict[str, str]:
 
 def _versions(content: Mapping[str, Any]) -> dict[str, str]:
     """What wrote the checkpoint, as far as it says so, and what published it."""
-    meta = content.get('meta')
-    trained = meta.get('mmengine_version') if isinstance(meta, Mapping) else None
-    versions = {'clustr_mm': clustr_mm.__version__, 'torch': torch.__version__}
-    for distribution in ('safetensors', 'mmcv', 'onedl-mmcv'):
+    versions = {'torch': str(torch.__version__)}
+    for distribution in ('clustr-mm', 'safetensors', 'mmcv', 'onedl-mmcv'):
         try:
             versions[distribution] = version(distribution)
         except PackageNotFoundError:
             continue
-    if trained:
-        versions['mmengine'] = trained
+    meta = content.get('meta')
+    if isinstance(meta, Mapping) and 'mmengine_version' in meta:
+        versions['mmengine'] = meta['mmengine_version']
     return {'versions': json.dumps(versions)}
 
 
