@@ -5,7 +5,6 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from clustr_mm.datasets import CheckedLoad
 from clustr_mm.integrations.class_weighted_loss import ClassWeightedCrossEntropy
 from clustr_mm.integrations.layer_decay import ClusTRLayerDecay
 from clustr_mm.integrations.neck_chain import NeckChain
@@ -19,7 +18,6 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = '0+unknown'
 
 __all__ = [
-    'CheckedLoad',
     'ClassWeightedCrossEntropy',
     'ClusTR',
     'ClusTRLayerDecay',

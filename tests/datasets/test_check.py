@@ -12,7 +12,7 @@ from mmengine.registry import DATASETS
 
 import clustr_mm.datasets
 from clustr_mm.datasets import DataNotFoundError, check_paths
-from clustr_mm.datasets.mini.mini import MiniData, build
+from clustr_mm.datasets.mini import MiniData, build
 
 LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
 
