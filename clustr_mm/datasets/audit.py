@@ -245,8 +245,8 @@ def _look(
         fault = sample_fault(built, place) or f'{path} cannot be loaded ({first_line(error)})'
         return sample, label_map, [*faults, fault]
     faults += loaded_faults(loaded)
-    if local and (fault := file_fault(path, None)) is not None:
-        faults.append(fault)  # what decoders let pass
+    if local and (broken := file_fault(path, None)):
+        faults.append(broken)  # what decoders let pass
     image = loaded.get('img')
     if image is not None and image.dtype == np.uint8 and image.max(initial=0) <= _DARK:
         dark.append(path)
@@ -266,7 +266,7 @@ def _lookup_faults(path: str) -> list[str]:
 
 def _look_at_labels(built: Any, sample: dict) -> tuple[np.ndarray | None, list[str]]:
     """Load a sample's label map, and say what is wrong with it."""
-    path = sample.get('seg_map_path')
+    path = str(sample.get('seg_map_path'))
     try:
         labels = load_labels(built, sample)
     except Exception as error:

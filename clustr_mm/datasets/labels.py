@@ -50,7 +50,8 @@ def load_labels(dataset: Any, sample: dict) -> np.ndarray | None:
     for step in loading_steps(dataset):
         boxes = getattr(step, 'with_bbox', False) or getattr(step, 'with_mask', False)
         if getattr(step, 'with_seg', False) and not boxes and sample.get('seg_map_path'):
-            return step(sample).get('gt_seg_map')
+            loaded = step(sample)
+            return None if loaded is None else loaded.get('gt_seg_map')
     return None
 
 

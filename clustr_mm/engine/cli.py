@@ -8,16 +8,28 @@ options beside them, the Runner that it builds (runner.py), and one line for a m
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
-if TYPE_CHECKING:
-    from types import ModuleType
+from mmengine.config import Config
 
-    from mmengine.config import Config
+from clustr_mm.datasets.check import check_data_root
+from clustr_mm.engine.checkpoints import newest_checkpoint
+from clustr_mm.engine.config import (
+    check_keys,
+    library_of,
+    load_config,
+    set_data_root,
+    use_amp,
+    use_init_from,
+)
+from clustr_mm.engine.errors import UserError, explained
+from clustr_mm.engine.options import TRUST, CfgOptions, Parser, choose_device, read_safely
+from clustr_mm.engine.runner import ToolRunner
 
 # The union of the libraries' options, for reading a command line before its library is known, and
 # for --help. What an option means is the library's own affair.
@@ -26,6 +38,8 @@ _SHARED = {
     '--work-dir': dict(metavar='DIR', help='where logs and checkpoints go'),
     '--cfg-options': dict(
         nargs='+',
+        action=CfgOptions,
+        default={},
         metavar='KEY=VALUE',
         help='set config values, for example train_cfg.max_iters=100 model.backbone.with_cp=True',
     ),
@@ -45,7 +59,9 @@ _TRAIN = {
         metavar='CKPT',
         help='go on from CKPT, or from the newest checkpoint in the work folder',
     ),
-    '--auto-scale-lr': dict(_FLAG, help="scale the rate by this run's batch size over the config's"),
+    '--auto-scale-lr': dict(
+        _FLAG, help="scale the rate by this run's batch size over the config's"
+    ),
     '--no-validate': dict(_FLAG, help='train without validation (mmpose, mmpretrain)'),
     '--no-persistent-workers': dict(_FLAG, help='end loader processes every epoch (mmpretrain)'),
 }
@@ -63,31 +79,12 @@ _TEST = {
 _OURS = {
     '--data-root': dict(metavar='DIR', help="the data set, in place of the config's"),
     '--device': dict(choices=('cpu', 'cuda'), help='by default a GPU where there is one'),
-    '--trust-checkpoint': dict(
-        _FLAG, help='load a checkpoint that is a pickle of more than plain data: it can run any code'
-    ),
+    '--trust-checkpoint': TRUST,
     '--debug': dict(_FLAG, help='show the traceback of an error'),
 }
 _OURS_TRAIN = {
     '--init-from': dict(metavar='CKPT', help="start the backbone from this checkpoint's weights"),
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """Ends a mistyped option as every other mistake ends: one line, status 1."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises what argparse would print with the usage.
-
-        Args:
-            message: What is wrong.
-
-        Raises:
-            UserError: Always.
-        """
-        from clustr_mm.engine.errors import UserError
-
-        raise UserError(f'{self.prog}: {message} (see --help)')
 
 
 def train(arguments: Sequence[str] | None = None) -> Any:
@@ -120,76 +117,16 @@ def test(arguments: Sequence[str] | None = None) -> dict[str, float] | None:
     return getattr(_run('test', arguments), 'metrics', None)
 
 
-def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--trust-checkpoint``, which every tool that reads checkpoints takes.
-
-    :func:`read_safely` then takes its value.
-
-    Args:
-        parser: Where to add it.
-    """
-    parser.add_argument('--trust-checkpoint', **_OURS['--trust-checkpoint'])  # type: ignore[arg-type]
-
-
-def read_safely(trusted: bool) -> None:
-    """Says whether checkpoints may run code from now on, in this process and those it starts.
-
-    Args:
-        trusted: ``--trust-checkpoint``. Without it torch refuses every pickle of more than plain
-            data, whoever asks for it: mmengine's fallback to full pickles is not reached.
-    """
-    from clustr_mm.weights.files import trust_checkpoints
-
-    trust_checkpoints(trusted)
-    if trusted:
-        os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
-    else:
-        os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
-
-
-def choose_device(name: str | None) -> str:
-    """Makes mmengine's runners take a device.
-
-    Args:
-        name: 'cpu', 'cuda', or None for what mmengine takes by itself.
-
-    Returns:
-        str: The device that runners take from now on.
-
-    Raises:
-        UserError: If CUDA is asked for where there is none.
-    """
-    import torch
-    from mmengine.device import get_device
-    from mmengine.device import utils as mmengine_device
-
-    from clustr_mm.engine.errors import UserError
-
-    if name == 'cuda' and not torch.cuda.is_available():
-        raise UserError('--device cuda: torch sees no GPU here; leave the option out or say cpu')
-    if name is not None:
-        # mmengine settles its device when it is imported, and asks nobody again.
-        mmengine_device.DEVICE = name
-    if name == 'cpu':
-        os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
-    return get_device()
-
-
 def _run(tool: str, arguments: Sequence[str] | None) -> Any:
     """Runs a library's own script with ours around it, and gives the runner that it built."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options, theirs = _read(tool, arguments)
 
-    from mmengine.config import Config
-
-    from clustr_mm.engine.config import check_keys, library_of, load_config
-    from clustr_mm.engine.errors import explained
-
     if options.debug:
         os.environ['CLUSTR_DEBUG'] = '1'
     read_safely(options.trust_checkpoint)
     device = choose_device(options.device)
-    cfg: Config = load_config(options.config)
+    cfg = load_config(options.config)
     library = library_of(cfg)
     theirs = _for_library(library, tool, options, theirs)
     _apply(cfg, tool, options, device)
@@ -237,10 +174,6 @@ class _Script:
 
     def build(self, cfg: Config, build: Any = None) -> Any:
         """Builds the runner of the config as the script has made it."""
-        from clustr_mm.datasets.check import check_paths
-        from clustr_mm.engine.errors import UserError
-        from clustr_mm.engine.runner import ToolRunner
-
         if self.tool == 'train':
             if cfg.get('train_dataloader') is None or cfg.get('train_cfg') is None:
                 raise UserError(
@@ -249,7 +182,7 @@ class _Script:
             _settle_start(cfg, self.options)
         if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
             splits = ('train', 'val') if self.tool == 'train' else ('test',)
-            check_paths(cfg, [f'{split}_dataloader' for split in splits])
+            check_data_root(cfg, splits)
         self.runner = (build or ToolRunner.from_cfg)(cfg)
         return self.runner
 
@@ -269,7 +202,6 @@ def _read(tool: str, arguments: list[str]) -> tuple[argparse.Namespace, list[str
     for name, kind in ours.items():
         own.add_argument(name, **kind)  # type: ignore[arg-type]
     options = parser.parse_args(arguments)
-    options.cfg_options = _values(options.cfg_options or [])
     just_ours = argparse.ArgumentParser(add_help=False)
     for name, kind in ours.items():
         just_ours.add_argument(name, **kind)  # type: ignore[arg-type]
@@ -283,32 +215,6 @@ def _close_resume(arguments: list[str]) -> list[str]:
         if word == '--resume' and following.endswith('.py'):
             closed[place] = '--resume=auto'
     return closed
-
-
-def _values(options: list[str]) -> dict[str, Any]:
-    """Reads ``--cfg-options`` as the libraries do.
-
-    Raises:
-        UserError: If a value cannot be read.
-    """
-    from mmengine.config import DictAction
-
-    from clustr_mm.engine.errors import UserError
-
-    reader = argparse.ArgumentParser(add_help=False)
-    reader.add_argument('--options', nargs='*', action=DictAction, default={})
-    for each in options:
-        if '=' not in each:
-            raise UserError(f'--cfg-options takes KEY=VALUE, not {each!r}')
-    try:
-        return reader.parse_args(['--options', *options]).options
-    except RecursionError as error:  # mmengine's reader, at a bracket that it does not know
-        raise UserError(
-            f'--cfg-options {" ".join(options)}: a value is a number, a word, a list or a '
-            'tuple; give a dict key by key, as in a.b.type=GN a.b.num_groups=8'
-        ) from error
-    except (ValueError, AssertionError, SyntaxError) as error:
-        raise UserError(f'--cfg-options {" ".join(options)}: {error}') from error
 
 
 def _for_library(
@@ -326,9 +232,6 @@ def _for_library(
 
 def _apply(cfg: Config, tool: str, options: argparse.Namespace, device: str) -> None:
     """Does to a config what our own options say, before the script's."""
-    from clustr_mm.engine.config import set_data_root, use_amp, use_init_from
-    from clustr_mm.engine.errors import UserError
-
     if options.data_root is not None:
         set_data_root(cfg, options.data_root)
     if options.amp and tool == 'train':
@@ -357,8 +260,6 @@ def _settle_start(cfg: Config, options: argparse.Namespace) -> None:
     if options.resume not in (None, 'auto'):
         cfg.resume, cfg.load_from = True, options.resume
     elif os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0':
-        from clustr_mm.engine.checkpoints import newest_checkpoint
-
         if newest_checkpoint(cfg.work_dir) is not None:
             cfg.resume, cfg.load_from = True, None
 
@@ -369,16 +270,14 @@ def _load_script(library: str, tool: str) -> ModuleType:
     Raises:
         UserError: If the library, or the script in it, is not installed.
     """
-    import importlib.util
-
-    from clustr_mm.engine.errors import UserError
-
     package = importlib.util.find_spec(library)
     if package is None or package.origin is None:
         raise UserError(f'the config is for {library}, which is not installed; install it')
     path = os.path.join(os.path.dirname(package.origin), '.mim', 'tools', f'{tool}.py')
     if not os.path.isfile(path):
-        raise UserError(f'{library} has no {path}, which its wheels carry; install it by pip or mim')
+        raise UserError(
+            f'{library} has no {path}, which its wheels carry; install it by pip or mim'
+        )
     spec = importlib.util.spec_from_file_location(f'{library}_tools_{tool}', path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

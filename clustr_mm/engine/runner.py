@@ -153,9 +153,9 @@ class ToolRunner(Runner):
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model = self.model.module if is_model_wrapper(self.model) else self.model
         weights = state_dict_of(checkpoint, filename)
-        weights = {key.removeprefix('module.'): value for key, value in weights.items()}
         if strict or self._strict:
-            load_strictly(model, weights, filename)
+            if unexpected := load_strictly(model, weights, source=filename):
+                self.logger.warning(f'unexpected key in {filename}: {", ".join(unexpected)}')
         else:
             load_state_dict(model, weights, strict=False, logger=self.logger)
             self._warn_of_foreign_backbone(model, weights, filename)

@@ -14,7 +14,6 @@ import numpy as np
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
-
 from torch.utils.data import DataLoader
 
 from clustr_mm.datasets.faults import failed_sample, sample_fault
@@ -54,8 +53,8 @@ class Samples:
                     raise
                 if self.action == 'raise':
                     raise UserError(
-                        f"{fault}; restore the file or take it out of the data set (BrokenFileHook's "
-                        "action='skip' trains without it)"
+                        f'{fault}; restore the file or take it out of the data set '
+                        "(BrokenFileHook's action='skip' trains without it)"
                     ) from error
                 print_log(f'skipped a sample: {fault}', logger='current', level=30)  # WARNING
             index = np.random.randint(len(self.dataset))

@@ -1,6 +1,6 @@
-# What every run shares, whichever library's, and what ours add to mmengine's runner: checkpoints that
-# are whole or not there, a resumption that is bit by bit the run that was not stopped, and words for
-# damaged files and for NaN. Each is a hook or a loop by name.
+# What every run shares, whichever library's, and what ours add to mmengine's runner: checkpoints
+# that are whole or not there, a resumption that is bit by bit the run that was not stopped, and
+# words for damaged files and for NaN. Each is a hook or a loop by name.
 custom_imports = dict(
     imports=[
         'clustr_mm',

@@ -2,7 +2,9 @@
 _base_ = './default.py'
 default_scope = 'mmpretrain'
 env_cfg = dict(cudnn_benchmark=True)
-visualizer = dict(type='UniversalVisualizer', name='visualizer', vis_backends={{_base_.vis_backends}})
+visualizer = dict(
+    type='UniversalVisualizer', name='visualizer', vis_backends={{_base_.vis_backends}}
+)
 log_processor = dict(by_epoch=True)
 train_cfg = dict(type='ResumableEpochLoop')
 val_cfg = dict(type='ValLoop')

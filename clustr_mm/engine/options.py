@@ -1,0 +1,106 @@
+"""What the command lines share: how they are read, and what some of their options do."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any, NoReturn
+
+import torch
+from mmengine.config import DictAction
+from mmengine.device import get_device
+from mmengine.device import utils as mmengine_device
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from clustr_mm.engine.errors import UserError
+from clustr_mm.weights.files import WEIGHTS_ONLY, read_checkpoint, trust_checkpoints
+
+TRUST = dict(
+    action='store_true',
+    help='load a checkpoint that is a pickle of more than plain data: it can run any code',
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends a mistyped option as every other mistake ends: one line, status 1."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises what argparse would print with the usage.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f'{self.prog}: {message} (see --help)')
+
+
+class CfgOptions(DictAction):
+    """mmengine's ``key=value`` reader with a sentence for a value that it cannot read."""
+
+    def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
+        """Reads the values as argparse asks for it."""
+        for value in values:
+            if '=' not in value:
+                raise UserError(f'--cfg-options takes KEY=VALUE, not {value!r}')
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except RecursionError as error:  # mmengine's reader, at a bracket that it does not know
+            raise UserError(
+                f'--cfg-options {" ".join(values)}: a value is a number, a word, a list or a '
+                'tuple; give a dict key by key, as in a.b.type=GN a.b.num_groups=8'
+            ) from error
+        except (ValueError, AssertionError, SyntaxError) as error:
+            raise UserError(f'--cfg-options {" ".join(values)}: {error}') from error
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--trust-checkpoint``, which every tool that reads checkpoints takes.
+
+    :func:`read_safely` then takes its value.
+
+    Args:
+        parser: Where to add it.
+    """
+    parser.add_argument('--trust-checkpoint', **TRUST)  # type: ignore[arg-type]
+
+
+def read_safely(trusted: bool) -> None:
+    """Says whether checkpoints may run code from now on, in this process and those it starts.
+
+    Args:
+        trusted: ``--trust-checkpoint``. Without it torch refuses every pickle of more than plain
+            data, whoever asks for it: mmengine's fallback to full pickles is not reached.
+    """
+    # Those of mmengine's readers that fall back to a full pickle; other schemes stay as they are.
+    own = ['', 'http://', 'https://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://', r'.*\.safetensors$']
+    CheckpointLoader.register_scheme(own, _read, force=True)
+    trust_checkpoints(trusted)
+    if trusted:
+        os.environ.pop(WEIGHTS_ONLY, None)
+    else:
+        os.environ[WEIGHTS_ONLY] = '1'
+
+
+def choose_device(name: str | None) -> str:
+    """Makes mmengine's runners take a device.
+
+    Args:
+        name: 'cpu', 'cuda', or None for what mmengine takes by itself.
+
+    Returns:
+        str: The device that runners take from now on.
+
+    Raises:
+        UserError: If CUDA is asked for where there is none.
+    """
+    if name == 'cuda' and not torch.cuda.is_available():
+        raise UserError('--device cuda: torch sees no GPU here; leave the option out or say cpu')
+    if name is not None:
+        # mmengine settles its device when it is imported, and asks nobody again.
+        mmengine_device.DEVICE = name
+    if name == 'cpu':
+        os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
+    return get_device()
+
+
+def _read(filename: str, map_location: Any = None) -> dict[str, Any]:
+    return read_checkpoint(filename, map_location or 'cpu')
