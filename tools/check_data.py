@@ -10,7 +10,7 @@ config's own loading steps, too.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import check_keys, load_config, set_data_root
@@ -45,7 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     faults = 0
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())  # with the time left
     with Progress(*columns, disable=not sys.stdout.isatty(), transient=True) as progress:
-        for fault in audit(cfg, print, progress.track, options.decode):
+
+        def track(steps: Iterable, total: int, what: str) -> Iterable:
+            return progress.track(steps, total, description=what)
+
+        for fault in audit(cfg, print, track, options.decode):
             faults += 1
             if faults <= SHOWN:
                 print(f'fault: {fault}', flush=True)
