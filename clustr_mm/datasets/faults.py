@@ -147,14 +147,14 @@ def file_fault(
         suffix = os.path.splitext(path)[1].lower()
         known = suffix in Image.registered_extensions() and not suffix.startswith('.tif')
         if known or (error is not None and not isinstance(error, _BUGS)):
-            said = '' if error is None else f' ({_first_line(error)})'
+            said = '' if error is None else f' ({first_line(error)})'
             return f'{path} is not an image, or of a format that its loader cannot read{said}'
     except Exception as reason:  # Pillow raises half a dozen kinds for damaged files
-        return f'{path} is truncated or corrupt ({_first_line(reason)})'
+        return f'{path} is truncated or corrupt ({first_line(reason)})'
     return None
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """An exception's type and the first line of what it says."""
     return ' '.join(f'{type(error).__name__}: {error}'.strip().split('\n')[0].split())
 
