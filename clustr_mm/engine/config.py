@@ -218,7 +218,8 @@ def clustr_backbone(cfg: Config) -> Any:
         UserError: If that is no ClusTR.
     """
     backbone = (cfg.get('model') or {}).get('backbone') or {}
-    if backbone.get('type') != 'ClusTR':
+    kind = backbone.get('type')
+    if getattr(kind, '__name__', kind) != 'ClusTR':  # a Python-style config has the class
         raise UserError(f'config {cfg.filename} has no model with the backbone ClusTR; give one')
     return backbone
 
