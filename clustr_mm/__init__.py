@@ -16,7 +16,7 @@ __all__ = ['ClusTR', 'ClusterAttention', '__version__', 'dpc_knn', 'merge_tokens
 if find_spec('mmengine') is None:
     from clustr_mm.models import ClusTR
 else:
-    from clustr_mm.integrations.openmmlab import (  # type: ignore[assignment]
+    from clustr_mm.integrations.openmmlab import (
         ClassWeightedCrossEntropy,
         ClusTR,
         ClusTRLayerDecay,

@@ -312,9 +312,7 @@ class ClusTR(nn.Module):
     def feature_info(self) -> list[dict[str, Any]]:
         """Index, channels, stride and name of the stage of every map that ``forward`` returns."""
         return [
-            dict(
-                index=i, num_chs=self.channels[i], reduction=self.strides[i], module=f'stages.{i}'
-            )
+            dict(index=i, num_chs=self.channels[i], reduction=self.strides[i], module=f'stages.{i}')
             for i in self.out_indices
         ]
 

@@ -283,7 +283,7 @@ def integer(value: Any, name: str) -> int:
         ValueError: If it is no integer.
     """
     if isinstance(value, (int, torch.SymInt)):
-        return value
+        return value  # type: ignore[return-value]
     try:
         return operator.index(value)
     except TypeError:

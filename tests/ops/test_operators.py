@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 if not hasattr(torch.library, 'custom_op'):
     pytest.skip('needs torch 2.4', allow_module_level=True)
 
-from clustr_mm.ops.operators import Operator
+from clustr_mm.ops.dispatch import Operator
 
 CALLS = []
 

@@ -1,8 +1,9 @@
 """DPC-KNN: tokens in, the cluster of every token out.
 
 ``reference.py`` is the definition and the note of symbols. ``tiled.py`` has the same result in O(N)
-memory, ``native.py`` in compiled code on a CPU, ``triton.py`` on a GPU; ``dpc_knn.py`` picks one. ``traceable.py`` is
-a graph to be exported.
+memory, ``native.py`` in compiled code on a CPU, ``triton.py`` on a GPU; ``dpc_knn.py`` picks one.
+``traceable.py`` is a graph to be exported.
+
 ``windows.py`` clusters the windows of a map each by itself, ``padding.py`` sequences of several
 lengths.
 """

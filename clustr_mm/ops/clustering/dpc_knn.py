@@ -81,7 +81,7 @@ def dpc_knn(
     _check_counts(tokens, counts, k)
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f'backend is {backend!r}; use None or one of {sorted(BACKENDS)}')
-    if not DPC_KNN.registered and torch.jit.is_tracing():
+    if not DPC_KNN.registered and torch._C._get_tracing_state() is not None:
         backend = 'traceable'  # before torch 2.4 a trace would keep what depends on the values
     half = x.dtype in (torch.float16, torch.bfloat16) or autocast_dtype(x) is not None
     run = _dpc_knn if backend == 'traceable' else DPC_KNN

@@ -1,4 +1,4 @@
-"""GELU(u + DWConv3x3(u)) of a map of tokens: the definition, and the choice of how to compute it."""
+"""GELU(u + DWConv3x3(u)) of a map of tokens: the definition, and the choice among ways."""
 
 from __future__ import annotations
 
