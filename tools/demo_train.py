@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from itertools import islice
 
+from PIL import Image
+
 from clustr_mm.engine import run_tool, test, train, validate_untrained
 from clustr_mm.engine.options import Parser
 
@@ -37,7 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     from clustr_mm.datasets.mini.mini import MiniData, build
-    from clustr_mm.visualization import compare_segmentation, distinct_colors, save_picture
+    from clustr_mm.visualization import compare_segmentation, distinct_colors
 
     size = (options.size, options.size)
     mini = MiniData(layout='ade20k', train=options.train, val=options.val, size=size)
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         title=f'{title}: mIoU {after["mIoU"]:.1f}',
     )
     picture = os.path.join(options.work_dir, 'demo.png')
-    save_picture(sheet, picture)
+    Image.fromarray(sheet).save(picture)
     print(f'\nmIoU: {after["mIoU"]:.2f} (untrained: {before["mIoU"]:.2f})')
     print(f'picture: {picture}')
     print(f'checkpoint: {checkpoint}')

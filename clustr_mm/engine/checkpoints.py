@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
-from mmengine.fileio import LocalBackend
+from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
@@ -43,7 +43,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:
         with _RemovesLast(self, runner):
-            super()._save_checkpoint_with_step(_WholeFiles(self, runner), step, meta)
+            super()._save_checkpoint_with_step(_WholeFiles(runner), step, meta)
 
     def _save_best_checkpoint(self, runner: Any, metrics: Mapping[str, float]) -> None:
         for name in self.key_indicators if self.save_best and metrics else ():
@@ -53,21 +53,20 @@ class SafeCheckpointHook(CheckpointHook):
                     f'default_hooks.checkpoint.save_best to one of {", ".join(sorted(metrics))}'
                 )
         with _RemovesLast(self, runner):
-            super()._save_best_checkpoint(_WholeFiles(self, runner), metrics)
+            super()._save_best_checkpoint(_WholeFiles(runner), metrics)
 
 
 class _WholeFiles:
     """A runner whose checkpoints get their name when they are whole."""
 
-    def __init__(self, hook: SafeCheckpointHook, runner: Any) -> None:
-        self.hook = hook
+    def __init__(self, runner: Any) -> None:
         self.runner = runner
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.runner, name)
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
-        if not isinstance(self.hook.file_backend, LocalBackend):
+        if not isinstance(get_file_backend(out_dir), LocalBackend):
             self.runner.save_checkpoint(out_dir, filename, *args, **kwargs)
             return
         path = os.path.join(out_dir, filename)

@@ -21,6 +21,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import clustr_mm.integrations.safetensors  # noqa: F401
 from clustr_mm import ClusTR
 from clustr_mm.engine import run_tool
 from clustr_mm.weights.files import (
