@@ -1,30 +1,31 @@
-"""ClusTR for OpenMMLab: importing this package registers its parts in mmengine's registries.
+"""ClusTR, a vision transformer whose keys and values are clusters of tokens.
 
-``custom_imports = dict(imports=['clustr_mm'])`` in a config is all that a task library needs.
+It needs torch alone. Where mmengine is installed, importing this package registers ``ClusTR`` in
+mmengine's registries: ``custom_imports = dict(imports=['clustr_mm'])`` in a config is all that a
+task library needs.
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
-from clustr_mm.datasets import CheckedLoad
-from clustr_mm.integrations.class_weighted_loss import ClassWeightedCrossEntropy
-from clustr_mm.integrations.layer_decay import ClusTRLayerDecay
-from clustr_mm.integrations.neck_chain import NeckChain
-from clustr_mm.models import ClusterAttention, ClusTR
+from clustr_mm.models import ClusterAttention
 from clustr_mm.ops import dpc_knn, merge_tokens
+
+__all__ = ['ClusTR', 'ClusterAttention', '__version__', 'dpc_knn', 'merge_tokens']
+
+if find_spec('mmengine') is None:
+    from clustr_mm.models import ClusTR
+else:
+    from clustr_mm.integrations.openmmlab import (
+        ClassWeightedCrossEntropy,
+        ClusTR,
+        ClusTRLayerDecay,
+        NeckChain,
+    )
+
+    __all__ += ['ClassWeightedCrossEntropy', 'ClusTRLayerDecay', 'NeckChain']
 
 try:
     __version__ = version('clustr-mm')
 except PackageNotFoundError:  # a source tree that is not installed
     __version__ = '0+unknown'
-
-__all__ = [
-    'CheckedLoad',
-    'ClassWeightedCrossEntropy',
-    'ClusTR',
-    'ClusTRLayerDecay',
-    'ClusterAttention',
-    'NeckChain',
-    '__version__',
-    'dpc_knn',
-    'merge_tokens',
-]

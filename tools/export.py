@@ -77,7 +77,9 @@ def load_model(options: argparse.Namespace) -> torch.nn.Module:
     with DefaultScope.overwrite_default_scope('mmseg'):
         model = MODELS.build(cfg.model)
     if checkpoint is not None:
-        load_strictly(model, state_dict_of(read_checkpoint(checkpoint), checkpoint), checkpoint)
+        load_strictly(
+            model, state_dict_of(read_checkpoint(checkpoint), checkpoint), source=checkpoint
+        )
     return SegmentorGraph(model).eval()
 
 

@@ -1,4 +1,4 @@
-"""The attention and the backbone. Needs torch and mmengine alone, so that it runs without mmcv."""
+"""The attention and the backbone. Needs torch alone."""
 
 from clustr_mm.models.cluster_attention import ClusterAttention, Clusters, SelfAttention
 from clustr_mm.models.clustr import ARCHS, ClusTR

@@ -12,19 +12,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clustr_mm.models.attend import attend, attend_to_scales
-from clustr_mm.ops.autocast import autocast_dtype
 from clustr_mm.ops.clustering import (
     Padding,
     Windows,
     dpc_knn,
+    dpc_knn_traceable,
     padded_dpc_knn,
     split_map,
     windowed_dpc_knn,
 )
-from clustr_mm.ops.merging.merge import merge_scales
+from clustr_mm.ops.dispatch import integer
+from clustr_mm.ops.merging import merge_by_product, merge_single_tokens, merge_tokens
 
 FineScope = Literal['global', 'window']
 
@@ -75,9 +76,8 @@ class SelfAttention(nn.Module):
         Returns:
             (B, N, C).
         """
-        x = _rounded(x)
         if mask is None:
-            return self.proj(attend_to_scales(self.q(x), [self.kv(x)], self.num_heads))
+            return self.proj(attend(self.q(x), self.kv(x), self.num_heads))
         x = x.masked_fill(~mask[..., None], 0)  # nothing of padding, not even inf, comes through
         some = mask | ~mask.any(1, keepdim=True)  # a sequence of padding alone attends to that
         out = self.proj(attend(self.q(x), self.kv(x), self.num_heads, some))
@@ -126,9 +126,12 @@ class ClusterAttention(nn.Module):
     ) -> None:
         super().__init__()
         _check_heads(dim, num_heads)
-        scales = tuple(scales)
+        scales = tuple(integer(scale, 'a scale') for scale in scales)
         if not scales or scales[0] != 1 or sorted(set(scales)) != list(scales):
             raise ValueError(f'scales is {scales}; use ascending multiples from 1, such as (1, 4)')
+        reduction, k = integer(reduction, 'reduction'), integer(k, 'k')
+        if cluster_window is not None:
+            cluster_window = integer(cluster_window, 'cluster_window')
         if reduction < 1:
             raise ValueError(f'reduction is {reduction}; use at least 1')
         if k < 1:
@@ -180,8 +183,8 @@ class ClusterAttention(nn.Module):
             The clusters, to be handed to ``forward``, also of another layer.
 
         Raises:
-            ValueError: If windows are asked for without a map or with a mask, or the mask is not
-                bool or does not fit.
+            ValueError: If windows are asked for without a map, with one of another size or with a
+                mask, or the mask is not bool or does not fit.
         """
         if mask is not None:
             if self.cluster_window is not None:
@@ -192,15 +195,23 @@ class ClusterAttention(nn.Module):
                 x, mask, self.num_clusters, self.k, self.backend
             )
             return Clusters(padded_labels, most, padding=padding)
-        tokens = x.shape[1]
+        tokens = integer(x.shape[1], 'N')
         counts = self.num_clusters(tokens)
         if self.cluster_window is not None:
             if hw is None:
                 raise ValueError('cluster_window needs a map; pass hw=(height, width)')
-            windows = split_map(*hw, self.cluster_window, counts, x.device)
+            height, width = (integer(side, 'a side of hw') for side in hw)
+            if height * width != tokens:
+                raise ValueError(
+                    f'hw is ({height}, {width}), a map of {height * width} tokens, and x has '
+                    f'{tokens}; pass the height and width of its map'
+                )
+            windows = split_map(height, width, self.cluster_window, counts, x.device)
             if len(windows.groups) > 1 or len(windows.groups[0].tokens) > 1:
                 labels = windowed_dpc_knn(x, windows, self.k, self.backend)
                 return Clusters(labels, windows.num_clusters, windows)
+        if self.backend == 'traceable':  # a graph for any size does not know where M = N
+            return Clusters(tuple(dpc_knn_traceable(x, counts, self.k).unbind(0)), counts)
         # Where every token is a cluster, attention does not see in which order.
         asked = [count for count in counts if count < tokens]
         found = iter(dpc_knn(x, asked, self.k, self.backend) if asked else ())
@@ -236,30 +247,27 @@ class ClusterAttention(nn.Module):
         if padding is not None:
             # Nothing of it comes through, not even inf, and no gradient goes there.
             x = x.masked_fill(~padding.mask[..., None], 0)
-        x = _rounded(x)
         q = self.q(x)  # (B, N, C)
-        counts = clusters.num_clusters
-        if padding is None:
-            merged = self.merge(x, clusters.labels, counts)
-        else:  # padding is one cluster more, which nobody sees
-            merged = self.merge(x, clusters.labels, [count + 1 for count in counts])
-            merged = [each[:, :-1] for each in merged]
-        kvs = [kv(of_scale) for kv, of_scale in zip(self.kvs, merged, strict=True)]  # (B, M, 2 C)
-        if self.fine_scope == 'window' and clusters.windows is not None:
-            total = attend(q, kvs[0], self.num_heads)
-            for scale, kv in enumerate(kvs[1:], 1):
-                total = total + self._attend_in_windows(q, kv, clusters.windows, scale)
-        else:
-            present = None if padding is None else padding.present  # for each scale (B, M)
-            total = attend_to_scales(q, kvs, self.num_heads, present)
+        weight = self.token_weight(x).squeeze(-1)  # its logarithm, (B, N)
+        total: Tensor | None = None  # (B, N, C)
+        for scale, kv in enumerate(self.kvs):
+            kv_of_scale = kv(self._merge(x, clusters, scale, weight))  # (B, M, 2 C)
+            if scale > 0 and self.fine_scope == 'window' and clusters.windows is not None:
+                out = self._attend_in_windows(q, kv_of_scale, clusters.windows, scale)
+            else:
+                present = None if padding is None else padding.present[scale]  # (B, M)
+                out = attend(q, kv_of_scale, self.num_heads, present)
+            total = out if total is None else total + out
         out = self.proj(total)
         return out if padding is None else out.masked_fill(~padding.mask[..., None], 0)
 
-    def merge(
-        self, x: Tensor, labels: Sequence[Tensor | None], num_clusters: Sequence[int]
-    ) -> list[Tensor]:
-        """Merges the tokens of every cluster of every scale, as ``merge_scales``."""
-        return merge_scales(x, labels, num_clusters, self.token_weight)
+    def _merge(self, x: Tensor, clusters: Clusters, scale: int, weight: Tensor) -> Tensor:
+        """The cluster tokens of a scale, (B, M, C)."""
+        labels, count = clusters.labels[scale], clusters.num_clusters[scale]
+        if labels is None:
+            return merge_single_tokens(x, weight)
+        merge = merge_by_product if self.backend == 'traceable' else merge_tokens
+        return merge(x, labels, count, weight)
 
     def _attend_in_windows(self, q: Tensor, kv: Tensor, windows: Windows, scale: int) -> Tensor:
         """Attends from every token to the clusters of its own window, (B, N, C)."""
@@ -275,11 +283,29 @@ class ClusterAttention(nn.Module):
         return torch.cat(outs, dim=1)[:, torch.cat(places).argsort()]
 
 
-def _rounded(x: Tensor) -> Tensor:
-    """What autocast would make of tokens, once and not in every layer that takes them."""
-    return x.to(autocast_dtype(x) or x.dtype)
+def attend(q: Tensor, kv: Tensor, num_heads: int, mask: Tensor | None = None) -> Tensor:
+    """Multi-head scaled dot-product attention.
+
+    Args:
+        q: Queries, (B, N, C).
+        kv: Keys and values of M tokens, (B, M, 2 C).
+        num_heads: Number of heads; divides C.
+        mask: (B, M) bool, True at the tokens to attend to, at least one; None for all.
+
+    Returns:
+        (B, N, C).
+    """
+    if mask is not None:
+        mask = mask[:, None, None]  # (B, 1, 1, M)
+    q = q.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, heads, N, 64)
+    # In this order the gradients at k and v are joined as kv lies in memory.
+    k, v = kv.unflatten(-1, (2, num_heads, -1)).unbind(2)  # (B, M, heads, 64)
+    k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, M, 64)
+    out = F.scaled_dot_product_attention(q, k, v, mask)  # (B, heads, N, 64)
+    return out.transpose(1, 2).flatten(2)
 
 
 def _check_heads(dim: int, num_heads: int) -> None:
+    num_heads = integer(num_heads, 'num_heads')
     if num_heads < 1 or dim % num_heads:
         raise ValueError(f'num_heads is {num_heads}; use a divisor of the {dim} channels')

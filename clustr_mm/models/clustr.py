@@ -7,26 +7,23 @@ arXiv 2208.13138. Shapes in comments: B images, N = H W tokens of a stage, C cha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from clustr_mm.models.add_norm import add_norm
 from clustr_mm.models.cluster_attention import (
     ClusterAttention,
     Clusters,
     FineScope,
     SelfAttention,
 )
-from clustr_mm.ops.conv_gelu.conv_gelu import can_run_conv_gelu, conv_gelu_triton
-from clustr_mm.weights.files import load_pretrained
+from clustr_mm.models.crop_padding import without_padding
+from clustr_mm.ops.conv_gelu import conv_gelu
+from clustr_mm.ops.dispatch import integer
 
 # The published variants b1, b2 and b3. A reduction of 1 means ordinary self-attention.
 ARCHS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -67,15 +64,10 @@ class DropPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scales the images that stay so that the expectation does not change."""
-        scale = self.draw(x)
-        return x if scale is None else x * scale
-
-    def draw(self, x: Tensor) -> Tensor | None:
-        """Draws a factor for every image of (B, ...), (B, 1, ...); None for 1."""
         if self.rate == 0 or not self.training:
-            return None
+            return x
         keep = 1 - self.rate
-        return x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep) / keep
+        return x * (x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep) / keep)
 
     def extra_repr(self) -> str:
         """The rate."""
@@ -119,12 +111,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """Maps tokens (B, H W, C) to (B, H W, C)."""
-        u = self.fc1(x)  # (B, N, hidden)
-        if u.is_cuda and can_run_conv_gelu(u) is None:
-            bias = cast(Tensor, self.dwconv.bias)
-            return self.fc2(conv_gelu_triton(u, hw, self.dwconv.weight, bias))
-        u = u.transpose(1, 2).unflatten(2, hw)  # (B, hidden, H, W), channels last
-        return self.fc2(F.gelu(u + self.dwconv(u)).flatten(2).transpose(1, 2))
+        return self.fc2(conv_gelu(self.fc1(x), hw, self.dwconv))
 
 
 class Block(nn.Module):
@@ -147,26 +134,26 @@ class Block(nn.Module):
         self.mlp = MLP(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(
-        self, x: Tensor, normed: Tensor, hw: tuple[int, int], clusters: Clusters | None
-    ) -> tuple[Tensor, Tensor]:
-        """Maps tokens (B, N, C) to tokens and what is still to be added to them.
+    def cluster(self, x: Tensor, hw: tuple[int, int]) -> Clusters:
+        """Finds the clusters of tokens (B, N, C), by content, after the norm.
 
-        The stage adds it, with ``drop_path``: on a GPU one kernel makes the sum and the norm that
-        follows.
+        ``forward`` norms them again, which costs less than 1 % of the network.
+        """
+        # Not in torch.no_grad: there mixed precision would remember weights without a gradient.
+        return cast(ClusterAttention, self.attn).cluster(self.norm1(x).detach(), hw)
+
+    def forward(self, x: Tensor, hw: tuple[int, int], clusters: Clusters | None = None) -> Tensor:
+        """Maps tokens (B, N, C) to (B, N, C).
 
         Args:
             x: Tokens.
-            normed: LN(x), by ``norm1``.
             hw: Height and width of their map.
             clusters: To attend to; None where the attention needs none.
-
-        Returns:
-            x + Attn(LN(x)), and MLP(LN(that)).
         """
-        y = self.attn(normed) if clusters is None else self.attn(normed, hw, clusters)
-        x, y = add_norm(x, y, self.drop_path.draw(y), self.norm2)[:2]
-        return x, self.mlp(y, hw)
+        y = self.norm1(x)
+        y = self.attn(y) if clusters is None else self.attn(y, hw, clusters)
+        x = x + self.drop_path(y)
+        return x + self.drop_path(self.mlp(self.norm2(x), hw))
 
 
 class Stage(nn.Module):
@@ -196,38 +183,20 @@ class Stage(nn.Module):
         self.recluster_every = recluster_every
         self.with_cp = with_cp
 
-    def forward(self, x: Tensor, record: list[Clusters] | None = None) -> Tensor:
-        """Maps a map to the stage's map.
-
-        Args:
-            x: (B, C_in, height, width).
-            record: If given, every block's clusters are appended to it.
-
-        Returns:
-            (B, C, H, W).
-        """
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps a map (B, C_in, height, width) to the stage's map (B, C, H, W)."""
         x, hw = self.patch_embed(x)  # (B, N, C)
-        blocks = [cast(Block, block) for block in self.blocks]
         clusters: Clusters | None = None
-        scale: Tensor | None = None
-        y = unrounded = blocks[0].norm1(x)
-        for i, block in enumerate(blocks):
-            anew = self._clusters_anew(i)
-            if i > 0:
-                x, y, unrounded = add_norm(x, y, scale, block.norm1, unrounded=anew)
-            if anew:
+        for i, each in enumerate(self.blocks):
+            block = cast(Block, each)
+            if self._clusters_anew(i):
                 # Outside of the checkpoint: the backward pass need not find the clusters again.
-                clusters = cast(ClusterAttention, block.attn).cluster(unrounded, hw)
-            del unrounded
-            if record is not None and clusters is not None:
-                record.append(clusters)
+                clusters = block.cluster(x, hw)
             if self.with_cp and x.requires_grad:
-                x, y = checkpoint(block, x, y, hw, clusters, use_reentrant=False)
+                x = checkpoint(block, x, hw, clusters, use_reentrant=False)
             else:
-                x, y = block(x, y, hw, clusters)
-            scale = block.drop_path.draw(y)
-        y = add_norm(x, y, scale, self.norm, rounded=False)[1]
-        return y.transpose(1, 2).unflatten(2, hw)  # channels last in memory
+                x = block(x, hw, clusters)
+        return self.norm(x).transpose(1, 2).unflatten(2, hw)  # channels last in memory
 
     def _clusters_anew(self, i: int) -> bool:
         """Whether block i finds clusters of its own, not an earlier block's."""
@@ -236,15 +205,15 @@ class Stage(nn.Module):
         return i == 0 or (self.recluster_every > 0 and i % self.recluster_every == 0)
 
 
-@MODELS.register_module()
-class ClusTR(BaseModule):
+class ClusTR(nn.Module):
     """The ClusTR backbone, for detection, segmentation, pose and classification alike.
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'``, or a dict with the keys of ``ARCHS``'s entries,
             each with one value for each stage.
         in_channels: Channels of the images.
-        out_indices: Stages whose maps are returned, from 0.
+        out_indices: Stages whose maps are returned, from 0 or, counted from the end, from -1; one
+            number for one stage.
         frozen_stages: The last stage whose parameters are frozen; -1 for none.
         norm_eval: Whether normalisation layers stay in evaluation mode during training.
         with_cp: Whether to save memory in training by computing activations twice.
@@ -265,8 +234,6 @@ class ClusTR(BaseModule):
             batch (rows and columns at the bottom and right that are exactly 0 in all channels) and
             to keep it out: images of one size run together, and the maps are padded with 0. Else
             padding joins the clusters, and an image's result depends on its batch-mates.
-        init_cfg: mmengine's initialisation. ``dict(type='Pretrained', checkpoint=...,
-            prefix='backbone.')`` loads strictly.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -276,7 +243,7 @@ class ClusTR(BaseModule):
         self,
         arch: str | Mapping[str, Sequence[int]] = 'small',
         in_channels: int = 3,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
@@ -289,12 +256,13 @@ class ClusTR(BaseModule):
         fine_scope: FineScope = 'global',
         backend: str | None = None,
         crop_padding: bool = False,
-        init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__()
         facts = _arch_facts(arch)
         num_stages = len(facts['depths'])
-        _check_indices(out_indices, frozen_stages, num_stages)
+        self.out_indices = _stage_indices(out_indices, num_stages)
+        if not -1 <= frozen_stages < num_stages:
+            raise ValueError(f'frozen_stages is {frozen_stages}; use -1 to {num_stages - 1}')
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate is {drop_path_rate}; use 0 to below 1')
         if recluster_every < 0:
@@ -303,7 +271,6 @@ class ClusTR(BaseModule):
             )
         self.arch = arch
         self.in_channels = in_channels
-        self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.crop_padding = crop_padding
@@ -319,7 +286,8 @@ class ClusTR(BaseModule):
                 dim, heads, reduction, scales, k, qkv_bias, window, fine_scope, backend
             )
 
-        rates = iter(torch.linspace(0, drop_path_rate, sum(facts['depths'])).tolist())
+        total = sum(facts['depths'])
+        rates = iter([drop_path_rate * i / max(1, total - 1) for i in range(total)])
         stages = []
         for s, dim in enumerate(self.channels):
             blocks = [
@@ -333,16 +301,44 @@ class ClusTR(BaseModule):
             )
             stages.append(Stage(embed, blocks, dim, recluster_every, with_cp))
         self.stages = nn.ModuleList(stages)
-        self.apply(_initialise)
+        self.reset_parameters()
         self._freeze()
 
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, as the published network does."""
+        self.apply(_initialise)
+
     @property
-    def feature_info(self) -> list[dict[str, int]]:
-        """Stage index, channels and stride of every map that ``forward`` returns."""
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Index, channels, stride and name of the stage of every map that ``forward`` returns."""
         return [
-            dict(index=i, num_chs=self.channels[i], reduction=self.strides[i])
+            dict(index=i, num_chs=self.channels[i], reduction=self.strides[i], module=f'stages.{i}')
             for i in self.out_indices
         ]
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Which layer a parameter is in, as layer-wise decay of the learning rate asks.
+
+        The first patch embedding is layer 0, block l of all stages layer l. A later stage's patch
+        embedding goes with its first block, a stage's closing norm with its last.
+
+        Args:
+            param_name: The parameter's name in the model.
+            prefix: The backbone's name in the model, with its dot. What does not begin with it
+                comes after the backbone.
+
+        Returns:
+            The layer, and the number of layers.
+        """
+        depths = [len(cast(Stage, stage).blocks) for stage in self.stages]
+        layers = sum(depths) + 2
+        if not param_name.startswith(f'{prefix}stages.'):
+            return layers - 1, layers
+        stage, part, *rest = param_name[len(f'{prefix}stages.') :].split('.')
+        before = sum(depths[: int(stage)])
+        if part == 'patch_embed':
+            return before + (before > 0), layers
+        return before + (int(rest[0]) + 1 if part == 'blocks' else depths[int(stage)]), layers
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Computes the maps of the stages in ``out_indices``.
@@ -357,23 +353,19 @@ class ClusTR(BaseModule):
             ValueError: If the images have another number of dimensions or channels, or none.
         """
         self._check_images(images)
-        if not self.crop_padding:
-            return self._maps(images)
-        sizes = _sizes_without_padding(images)
-        if len(set(sizes)) == 1 and sizes[0] == tuple(images.shape[2:]):
-            return self._maps(images)
-        strides = [self.strides[i] for i in self.out_indices]
-        full = [tuple(-(-side // stride) for side in images.shape[2:]) for stride in strides]
-        parts: list[list[Tensor]] = [[] for _ in strides]  # [output][group]
-        places: list[int] = []  # images in the order of the groups
-        for height, width in sorted(set(sizes)):
-            members = [i for i, size in enumerate(sizes) if size == (height, width)]
-            places += members
-            outs = self._maps(images[members, :, :height, :width])
-            for part, out, (rows, columns) in zip(parts, outs, full, strict=True):
-                part.append(F.pad(out, (0, columns - out.shape[3], 0, rows - out.shape[2])))
-        back = torch.tensor(places, device=images.device).argsort()
-        return tuple(torch.cat(part)[back] for part in parts)
+        if self.crop_padding:
+            return without_padding(self._maps, images, [self.strides[i] for i in self.out_indices])
+        return self._maps(images)
+
+    def _maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The maps that were asked for, of images without padding."""
+        maps = []
+        for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
+            x = stage(x)
+            if i in self.out_indices:
+                # mmcv's RoIAlign reads memory in the order (C, H, W), whatever the strides say.
+                maps.append(x.contiguous())
+        return tuple(maps)
 
     @torch.no_grad()
     def cluster_maps(self, images: Tensor) -> list[list[tuple[Tensor, ...]]]:
@@ -387,20 +379,27 @@ class ClusTR(BaseModule):
             ordinary attention have an empty list.
         """
         self._check_images(images)
-        record: list[list[Clusters]] = []
         maps: list[list[tuple[Tensor, ...]]] = []
-        for i, x in self._run(images, record):
-            batch, _, height, width = x.shape
-            single = torch.arange(height * width, device=x.device).expand(batch, -1)
-            maps.append(
-                [
-                    tuple(
-                        (single if label is None else label).view(batch, height, width)
-                        for label in clusters.labels
-                    )
-                    for clusters in record[i]
-                ]
-            )
+
+        def look(attention: nn.Module, arguments: tuple[Any, ...]) -> None:
+            tokens, hw, clusters = arguments
+            single = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+            labels = (single if each is None else each for each in clusters.labels)
+            maps[-1].append(tuple(label.unflatten(1, hw) for label in labels))
+
+        x = images
+        for stage in self.stages:
+            maps.append([])
+            hooks = [
+                block.attn.register_forward_pre_hook(look)
+                for block in cast('list[Block]', cast(Stage, stage).blocks)
+                if not isinstance(block.attn, SelfAttention)
+            ]
+            try:
+                x = stage(x)
+            finally:
+                for hook in hooks:
+                    hook.remove()
         return maps
 
     def _check_images(self, images: Tensor) -> None:
@@ -409,40 +408,6 @@ class ClusTR(BaseModule):
                 f'images have shape {tuple(images.shape)}; use (B, {self.in_channels}, height, '
                 'width), none of them 0'
             )
-
-    def _maps(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The maps that were asked for, of images without padding."""
-        # mmcv's RoIAlign reads memory in the order (C, H, W), whatever the strides say.
-        return tuple(x.contiguous() for i, x in self._run(images, None) if i in self.out_indices)
-
-    def _run(
-        self, images: Tensor, record: list[list[Clusters]] | None
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yields (stage index, map) up to the last stage that is asked for."""
-        x = images
-        last = len(self.stages) - 1 if record is not None else max(self.out_indices)
-        for i in range(last + 1):
-            clusters: list[Clusters] = []
-            if record is not None:
-                record.append(clusters)
-            x = self.stages[i](x, clusters if record is not None else None)
-            yield i, x
-
-    def init_weights(self) -> None:
-        """Initialises from ``init_cfg``; a ``Pretrained`` entry is loaded strictly.
-
-        Raises:
-            CheckpointError: If the checkpoint is missing, unreadable, or not of this variant.
-        """
-        entries = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
-        pretrained = [e for e in entries if e and e.get('type') == 'Pretrained']
-        if not pretrained:
-            super().init_weights()
-        elif len(entries) > 1:
-            raise ValueError('init_cfg has a Pretrained entry beside others; leave only that one')
-        else:
-            load_pretrained(self, pretrained[0])
-            self._is_init = True
 
     def train(self, mode: bool = True) -> ClusTR:
         """Sets the mode; frozen stages stay in evaluation mode, and norms if ``norm_eval``."""
@@ -474,36 +439,29 @@ def _arch_facts(arch: str | Mapping[str, Sequence[int]]) -> dict[str, Any]:
     lengths = {key: len(values) for key, values in arch.items()}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
         raise ValueError(f'arch has {lengths} values; give each key one value for each stage')
-    if min(min(values) for values in arch.values()) < 1:
-        raise ValueError(f'arch is {dict(arch)}; use values from 1')
-    return {key: tuple(values) for key, values in arch.items()}
+    facts = {}
+    for key, values in arch.items():
+        if key == 'mlp_ratios' and all(isinstance(value, int | float) for value in values):
+            facts[key] = tuple(values)
+        else:
+            facts[key] = tuple(integer(value, f'arch[{key!r}]') for value in values)
+        if min(facts[key]) < 1:
+            raise ValueError(f'arch[{key!r}] is {values}; use values from 1')
+    return facts
 
 
-def _check_indices(out_indices: Sequence[int], frozen_stages: int, num_stages: int) -> None:
-    indices = tuple(out_indices)
-    if not indices or any(not 0 <= i < num_stages for i in indices):
-        raise ValueError(f'out_indices is {indices}; use indices from 0 to {num_stages - 1}')
+def _stage_indices(out_indices: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
+    """The stages that are asked for, from 0."""
+    given = [out_indices] if isinstance(out_indices, int) else out_indices
+    asked = tuple(integer(i, 'out_indices') for i in given)
+    if not asked or any(not -num_stages <= i < num_stages for i in asked):
+        raise ValueError(
+            f'out_indices is {asked}; use indices from 0 to {num_stages - 1}, or from -1 down'
+        )
+    indices = tuple(i % num_stages for i in asked)
     if list(indices) != sorted(set(indices)):
-        raise ValueError(f'out_indices is {indices}; use each index once, ascending')
-    if not -1 <= frozen_stages < num_stages:
-        raise ValueError(f'frozen_stages is {frozen_stages}; use -1 to {num_stages - 1}')
-
-
-def _sizes_without_padding(images: Tensor) -> list[tuple[int, int]]:
-    """Height and width of each image up to its last row and column that are not all 0.
-
-    An image of zeros alone has no padding.
-    """
-    seen = images.ne(0).any(1)  # (B, height, width)
-    sizes = []
-    for dim, side in ((2, images.shape[2]), (1, images.shape[3])):
-        number = torch.arange(1, side + 1, device=images.device)
-        sizes.append((seen.any(dim) * number).amax(1))
-    rows, columns = torch.stack(sizes).tolist()
-    return [
-        (h, w) if h else (images.shape[2], images.shape[3])
-        for h, w in zip(rows, columns, strict=True)
-    ]
+        raise ValueError(f'out_indices is {asked}; use each index once, ascending')
+    return indices
 
 
 def _initialise(module: nn.Module) -> None:
@@ -513,6 +471,9 @@ def _initialise(module: nn.Module) -> None:
     elif isinstance(module, nn.Conv2d):
         fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+    elif isinstance(module, nn.LayerNorm):
+        module.reset_parameters()
+        return
     else:
         return
     if module.bias is not None:

@@ -13,9 +13,8 @@ import re
 import types
 from typing import Any
 
-from mmengine.logging import HistoryBuffer
-from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
-
+_HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
+_ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
 # Tensors, arrays, plain containers, mmengine's history, and the one schedule with a method in its
 # state.
 _PLAIN = (
@@ -27,8 +26,7 @@ _PLAIN = (
     r'|numpy\.(core|_core)\.multiarray\.(_reconstruct|scalar)'
     r'|numpy\.dtypes\.\w+'
     r'|_codecs\.encode'
-    r'|mmengine\.logging\.history_buffer\.HistoryBuffer'
-    r'|mmengine\.optim\.scheduler\.param_scheduler\.OneCycleParamScheduler'
+    rf'|{re.escape(_HISTORY)}|{re.escape(_ONE_CYCLE)}'
     r'|(builtins|__builtin__)\.(set|frozenset|slice|complex|bytes|bytearray)'
 )
 
@@ -72,7 +70,8 @@ def restricted_pickle(more: str = '') -> Any:
 
 def _known_method(owner: Any, name: str) -> Any:
     """``getattr`` for what a pickled history or schedule needs, and for nothing else."""
-    annealing = owner is OneCycleParamScheduler and name in ('_annealing_cos', '_annealing_linear')
-    if not annealing and (owner is not HistoryBuffer or name.startswith('_')):
+    dotted = f'{owner.__module__}.{owner.__qualname__}' if isinstance(owner, type) else ''
+    annealing = dotted == _ONE_CYCLE and name in ('_annealing_cos', '_annealing_linear')
+    if not annealing and (dotted != _HISTORY or name.startswith('_')):
         raise WantsCodeError(f'getattr({owner!r}, {name!r})')
     return getattr(owner, name)

@@ -17,7 +17,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
-from clustr_mm.datasets.mini.mini import MiniData, build
+from clustr_mm.datasets.mini import MiniData, build
 from clustr_mm.engine import config
 from clustr_mm.engine.errors import explained
 from clustr_mm.engine.seeding import seed_all

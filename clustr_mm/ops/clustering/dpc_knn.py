@@ -1,4 +1,8 @@
-"""``dpc_knn``: one function in front of all backends, and the one place that picks among them."""
+"""``dpc_knn``: one function in front of all backends, and the one place that picks among them.
+
+The operator ``clustr_mm::dpc_knn`` is the same for all backends and devices; the choice is made
+where it runs, so that a traced graph fits every machine.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,29 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from clustr_mm.ops.autocast import autocast_dtype, without_autocast
 from clustr_mm.ops.clustering.native import can_run_native, dpc_knn_native
 from clustr_mm.ops.clustering.reference import dpc_knn_reference
 from clustr_mm.ops.clustering.tiled import dpc_knn_tiled
 from clustr_mm.ops.clustering.traceable import dpc_knn_traceable
-from clustr_mm.ops.clustering.triton import (
-    can_run_triton,
-    dpc_knn_triton,
-    warn_without_kernels,
+from clustr_mm.ops.clustering.triton import can_run_triton, dpc_knn_triton
+from clustr_mm.ops.dispatch import (
+    Operator,
+    autocast_dtype,
+    integer,
+    say_fallback,
+    without_autocast,
 )
 
-BACKENDS: dict[str, Callable[[Tensor, Sequence[int], int], list[Tensor]]] = {
+BACKENDS: dict[str, Callable[[Tensor, Sequence[int], int], Tensor]] = {
     'reference': dpc_knn_reference,
     'tiled': dpc_knn_tiled,
     'traceable': dpc_knn_traceable,
     'native': dpc_knn_native,
     'triton': dpc_knn_triton,
 }
+
+# What a larger component counts as: its square, and the sum of many, still have a float32.
+_LARGEST = 1e15
 
 
 @overload
@@ -41,8 +50,8 @@ def dpc_knn(
 
     The definition is in ``reference.py``. Half precision is computed in float32; ``'triton'`` alone
     multiplies float16 where half precision is asked for, by such tokens or by autocast, and sums
-    and compares float32. One component that is not a number leaves the labels of its image without
-    meaning.
+    and compares float32. NaN and inf leave the labels of their image without meaning, but valid,
+    and do not touch the other images.
 
     Args:
         x: Tokens, (B, N, C), of a floating dtype.
@@ -65,32 +74,19 @@ def dpc_knn(
         ValueError: If the shape, dtype, a count, ``k`` or the backend is not one of these, or the
             backend asked for cannot run here (with the reason).
     """
-    counts = list(num_clusters) if isinstance(num_clusters, Sequence) else [num_clusters]
+    given = num_clusters if isinstance(num_clusters, Sequence) else [num_clusters]
+    counts = [integer(count, 'num_clusters') for count in given]
     check_tokens(x)
-    _check_counts(x.shape[1], counts, k)
+    tokens, k = integer(x.shape[1], 'N'), integer(k, 'k')
+    _check_counts(tokens, counts, k)
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f'backend is {backend!r}; use None or one of {sorted(BACKENDS)}')
-    k = min(k, x.shape[1])
+    if not DPC_KNN.registered and torch._C._get_tracing_state() is not None:
+        backend = 'traceable'  # before torch 2.4 a trace would keep what depends on the values
     half = x.dtype in (torch.float16, torch.bfloat16) or autocast_dtype(x) is not None
-    x = x.detach()
-    if backend == 'triton' and (reason := can_run_triton(x, k)):
-        raise ValueError(f"backend 'triton' cannot run: {reason}")
-    # On a CPU the kernels are interpreted, for tests: only by name.
-    if backend is None and x.is_cuda:
-        reason = can_run_triton(x, k)
-        if reason is None:
-            backend = 'triton'
-        else:
-            warn_without_kernels(reason)
-    if backend == 'triton':  # its first kernel converts on the way
-        labels = dpc_knn_triton(x, counts, k, 'fp16' if half else 'fp16x3')
-    else:
-        with torch.no_grad(), without_autocast(x):  # it would round the distances
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
-            if backend is None:
-                backend = 'native' if can_run_native(x) is None else 'tiled'
-            labels = BACKENDS[backend](x, counts, k)
-    return tuple(labels) if isinstance(num_clusters, Sequence) else labels[0]
+    run = _dpc_knn if backend == 'traceable' else DPC_KNN
+    labels = run(x.detach(), counts, min(k, tokens), backend, half)
+    return tuple(labels.unbind(0)) if isinstance(num_clusters, Sequence) else labels[0]
 
 
 def check_tokens(x: Tensor) -> None:
@@ -116,3 +112,39 @@ def _check_counts(tokens: int, counts: list[int], k: int) -> None:
             raise ValueError(f'num_clusters is {count}; with {tokens} tokens use 1 to {tokens}')
     if k < 1:
         raise ValueError(f'k is {k}; use at least 1')
+
+
+def _dpc_knn(
+    x: Tensor, num_clusters: Sequence[int], k: int, backend: str | None, half: bool
+) -> Tensor:
+    """The operator: labels (S, B, N) int64 of S counts."""
+    if backend is None and x.is_cuda:
+        reason = can_run_triton(x, k)
+        backend = 'triton' if reason is None else 'tiled'
+        if reason is not None:
+            say_fallback('dpc_knn', reason)
+    if backend == 'triton':  # its first kernel converts on the way
+        return dpc_knn_triton(x, num_clusters, k, 'fp16' if half else 'fp16x3')
+    with torch.no_grad(), without_autocast(x):  # it would round the distances
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        if backend is None:
+            reason = can_run_native(x)
+            backend = 'native' if reason is None else 'tiled'
+            if reason is not None and x.dtype == torch.float32:
+                say_fallback('dpc_knn', reason)
+        if backend != 'native':
+            x = x.nan_to_num(0.0).clamp(-_LARGEST, _LARGEST)
+        return BACKENDS[backend](x, num_clusters, k)
+
+
+def _dpc_knn_fake(
+    x: Tensor, num_clusters: Sequence[int], k: int, backend: str | None, half: bool
+) -> Tensor:
+    return x.new_empty((len(num_clusters), *x.shape[:2]), dtype=torch.int64)
+
+
+DPC_KNN = Operator(
+    'dpc_knn(Tensor x, SymInt[] num_clusters, SymInt k, str? backend, bool half) -> Tensor',
+    _dpc_knn,
+    _dpc_knn_fake,
+)

@@ -1,6 +1,6 @@
 """Triton kernels of the clustering: one kernel an idea.
 
-``triton_backend.py`` launches them and is the file to read first. Symbols as in ``reference.py``;
+``triton.py`` launches them and is the file to read first. Symbols as in ``reference.py``;
 B programs' worth of images lie in one grid axis, image after image. N and C are padded to whole
 tiles once, by ``prepare_kernel`` (N' tokens, C' channels), so that no later loop needs a mask:
 a padding token has the norm +inf and is therefore nobody's neighbour.
@@ -44,14 +44,13 @@ def _load_rows(keys, rows, WIDTH: tl.constexpr, BLOCK_C: tl.constexpr):
 @triton.jit
 def _partial_distance2(queries, columns, column_norm2, PRECISION: tl.constexpr):
     """|x_j|^2 - 2 x_i . x_j of a tile, (rows, columns) float32."""
-    INPUT: tl.constexpr = 'tf32' if PRECISION == 'tf32' else 'ieee'  # of float32 operands
     PARTS: tl.constexpr = len(queries) // 2 if PRECISION == 'fp16x3' else len(queries)
-    products = tl.dot(queries[0], columns[0].T, input_precision=INPUT)
+    products = tl.dot(queries[0], columns[0].T)
     for c in tl.static_range(1, PARTS):
-        products = tl.dot(queries[c], columns[c].T, products, input_precision=INPUT)
+        products = tl.dot(queries[c], columns[c].T, products)
     for c in tl.static_range(PARTS, len(queries)):  # remainders; their own product is too small
-        products = tl.dot(queries[c - PARTS], columns[c].T, products, input_precision=INPUT)
-        products = tl.dot(queries[c], columns[c - PARTS].T, products, input_precision=INPUT)
+        products = tl.dot(queries[c - PARTS], columns[c].T, products)
+        products = tl.dot(queries[c], columns[c - PARTS].T, products)
     return column_norm2[None, :] + products * -2.0  # one fused operation
 
 
@@ -59,14 +58,6 @@ def _partial_distance2(queries, columns, column_norm2, PRECISION: tl.constexpr):
 def _distance2(partial, row_norm2, unit, C):
     """d2 of what a row has found, in the units of x."""
     return tl.div_rn(tl.maximum(partial + row_norm2, 0) * unit * unit, C * 1.0)
-
-
-@triton.jit
-def _round_to_tf32(x):
-    """Rounds float32 to the 10 explicit bits of TF32's mantissa, to nearest, ties to even."""
-    bits = x.to(tl.int32, bitcast=True)
-    bits = (bits + 0xFFF + ((bits >> 13) & 1)) & -0x2000
-    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -121,8 +112,6 @@ def _prepare_rows(
         tile = tl.load(x + token[:, None] * C + channel[None, :], mask=inside, other=0)
         tile = (tile.to(tl.float32) - start.to(tl.float32)[None, :]) * scale
         tile = tl.where(inside, tile, 0)
-        if PRECISION == 'tf32':
-            tile = _round_to_tf32(tile)
         place = token[:, None] * WIDTH + channel[None, :]
         rounded = tile.to(keys.dtype.element_ty)
         tl.store(keys + place, rounded)
@@ -150,7 +139,7 @@ def prepare_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """K0: moves the origin, scales, rounds to the operands' precision, takes norms, pads.
+    """K0: moves the origin, scales, rounds to float16, takes norms, pads.
 
     The origin moves to the one of 64 sampled tokens that is nearest to their mean: norms shrink
     and with them the cancellation in the product form. A token rather than the mean, because
@@ -165,7 +154,7 @@ def prepare_kernel(
 
     Args:
         x: (B, N, C), float32, float16 or bfloat16.
-        largest: max |x| of every image, (B,); read for float16 operands only.
+        largest: max |x| of every image, (B,).
         keys: Written: the rounded tokens, (B, N', C'); (B, N', 2 C') for ``'fp16x3'``, the
             remainders in the second half.
         norm2: Written: |keys|^2, (B, N') float32; +inf for padding.
@@ -174,7 +163,7 @@ def prepare_kernel(
         padded: N'.
         C: C.
         PADDED_C: C'.
-        PRECISION: ``'fp16'``, ``'fp16x3'``, ``'tf32'`` or ``'ieee'``.
+        PRECISION: ``'fp16'`` or ``'fp16x3'``.
         BLOCK_N: Tokens of a program; divides N'.
         BLOCK_C: Channels of a tile; divides C'.
     """
@@ -184,10 +173,7 @@ def prepare_kernel(
     keys += image * padded * WIDTH
 
     origin = _origin(x, tokens, C, PADDED_C, BLOCK_C)
-    scale = 1.0
-    scale_back = 1.0
-    if PRECISION == 'fp16' or PRECISION == 'fp16x3':
-        scale, scale_back = _scale(tl.load(largest + image).to(tl.float32))
+    scale, scale_back = _scale(tl.load(largest + image).to(tl.float32))
     if block == 0:
         tl.store(unit + image, scale_back)
     token = block * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -8,8 +8,6 @@ cannot be loaded here is not. Two variables of the environment have a say:
     CXX              the compiler, with options if need be; without it g++, c++ or clang++
     CLUSTR_MM_CACHE  the folder; without it clustr_mm in $XDG_CACHE_HOME or ~/.cache, or where that
                      cannot be used a folder of the user's own among the temporary ones
-
-torch.compile and torch.export see one operator, ``clustr_mm::dpc_knn_native``.
 """
 
 from __future__ import annotations
@@ -26,10 +24,13 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from clustr_mm.ops.dispatch import why_switched_off
 
 _SOURCE = Path(__file__).with_name('native.cpp')
 _COMPILERS = ('g++', 'c++', 'clang++')
@@ -56,20 +57,21 @@ def can_run_native(x: Tensor) -> str | None:
         x: Tokens, (B, N, C).
 
     Returns:
-        The reason and, where there is one, the mend; None if it can. Of meta tensors it tells the
-        shapes, without a compiler.
+        The reason and, where there is one, the mend; None if it can.
     """
-    if x.is_meta:
-        return None
     if x.device.type != 'cpu' or x.dtype != torch.float32:
         return f"it clusters float32 tokens on a CPU, not {x.dtype} on {x.device}; use 'tiled'"
-    return _why_not()
+    reason = why_switched_off('dpc_knn')
+    if reason is not None:
+        return reason
+    function = _load()
+    return function if isinstance(function, str) else None
 
 
-def dpc_knn_native(x: Tensor, num_clusters: Sequence[int], k: int) -> list[Tensor]:
+def dpc_knn_native(x: Tensor, num_clusters: Sequence[int], k: int) -> Tensor:
     """DPC-KNN with the results of the definition, in compiled code and O(N) memory.
 
-    Tokens with a component that is not a number get some valid cluster.
+    Tokens with NaN get some valid cluster.
 
     Args:
         x: Tokens, (B, N, C), float32, on a CPU.
@@ -77,20 +79,13 @@ def dpc_knn_native(x: Tensor, num_clusters: Sequence[int], k: int) -> list[Tenso
         k: Neighbours of the density estimate, from 1 to N.
 
     Returns:
-        For each count the cluster of every token, (B, N) int64: the rank of its centre.
+        For each of S counts the cluster of every token, (S, B, N) int64: the rank of its centre.
 
     Raises:
         ValueError: If ``can_run_native`` has a reason.
     """
     reason = can_run_native(x)
-    if reason is not None:
-        raise ValueError(f"backend 'native' cannot run: {reason}")
-    return list(torch.ops.clustr_mm.dpc_knn_native(x, num_clusters, k).unbind(0))
-
-
-def _dpc_knn(x: Tensor, num_clusters: Sequence[int], k: int) -> Tensor:
-    """The operator: labels (S, B, N) of S counts."""
-    function = _load()
+    function = _load() if reason is None else reason
     if isinstance(function, str):
         raise ValueError(f"backend 'native' cannot run: {function}")
     x = x.contiguous()
@@ -104,36 +99,16 @@ def _dpc_knn(x: Tensor, num_clusters: Sequence[int], k: int) -> Tensor:
     return labels
 
 
-def _dpc_knn_meta(x: Tensor, num_clusters: Sequence[int], k: int) -> Tensor:
-    return x.new_empty((len(num_clusters), *x.shape[:2]), dtype=torch.int64)
-
-
-_operators = torch.library.Library('clustr_mm', 'FRAGMENT')
-_operators.define('dpc_knn_native(Tensor x, SymInt[] num_clusters, SymInt k) -> Tensor')
-_operators.impl('dpc_knn_native', _dpc_knn, 'CPU')
-_operators.impl('dpc_knn_native', _dpc_knn_meta, 'Meta')
-
-
-def _why_not() -> str | None:
-    function = _load()
-    return function if isinstance(function, str) else None
-
-
-# What torch.compiler.assume_constant_result does, which would import all of torch.compile first.
-_why_not.__dict__['_dynamo_marked_constant'] = True
-
-
 def _load() -> Callable[..., int] | str:
-    """The compiled function, or the reason that there is none, which is logged once."""
+    """The compiled function, or the reason that there is none."""
     global _loaded
     if _loaded is None:
         with _lock:
             if _loaded is None:
                 try:
                     _loaded = _build_and_load()
-                except _BuildError as error:
+                except (_BuildError, OSError) as error:
                     _loaded = str(error)
-                    _logger.warning('clustering without compiled code, far slower: %s', error)
     return _loaded
 
 
@@ -161,7 +136,7 @@ def _build_and_load() -> Callable[..., int]:
                 if options == _OPTIONS:
                     _logger.warning('clustering on one thread: %s', _joined(failures))
                 return function
-    raise _BuildError(_joined(failures))
+    raise _BuildError(_joined(failures) or 'there is no folder for it; set CLUSTR_MM_CACHE to one')
 
 
 def _joined(failures: Sequence[str]) -> str:
@@ -185,7 +160,10 @@ def _find_compiler() -> list[str]:
     """The compiler's command."""
     wanted = os.environ.get('CXX')
     if wanted:
-        command = shlex.split(wanted)
+        try:
+            command = shlex.split(wanted)
+        except ValueError:  # a quote that is not closed
+            command = []
         if not command or shutil.which(command[0]) is None:
             raise _BuildError(f'CXX is {wanted!r}, which is no command here; set it to a compiler')
         return command
@@ -226,7 +204,10 @@ def _folders() -> Iterator[Path]:
     """Folders for the library, the best first."""
     chosen = os.environ.get('CLUSTR_MM_CACHE')
     if chosen:
-        yield Path(chosen).expanduser().absolute()
+        try:
+            yield Path(chosen).expanduser().absolute()
+        except RuntimeError as error:  # ~somebody
+            raise _BuildError(f'CLUSTR_MM_CACHE is {chosen!r}: {error}; name a folder') from None
         return
     try:
         caches = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
@@ -234,7 +215,8 @@ def _folders() -> Iterator[Path]:
     except RuntimeError:  # no home
         pass
     user = os.getuid() if hasattr(os, 'getuid') else ''
-    yield Path(tempfile.gettempdir()).absolute() / f'clustr_mm-{user}'
+    with suppress(OSError):  # no temporary folder
+        yield Path(tempfile.gettempdir()).absolute() / f'clustr_mm-{user}'
 
 
 def _make_private(folder: Path) -> None:

@@ -92,7 +92,7 @@ def centre_order(delta2: Tensor, r: Tensor) -> Tensor:
     return score.sort(dim=-1, descending=True, stable=True).indices
 
 
-def dpc_knn_reference(x: Tensor, num_clusters: Sequence[int], k: int) -> list[Tensor]:
+def dpc_knn_reference(x: Tensor, num_clusters: Sequence[int], k: int) -> Tensor:
     """DPC-KNN as it is defined: O(N^2) memory, for reading and for checking the other backends.
 
     Args:
@@ -101,7 +101,7 @@ def dpc_knn_reference(x: Tensor, num_clusters: Sequence[int], k: int) -> list[Te
         k: Neighbours of the density estimate, from 1 to N.
 
     Returns:
-        For each count the cluster of every token, (B, N) int64: the rank of its centre.
+        For each of S counts the cluster of every token, (S, B, N) int64: the rank of its centre.
     """
     d2 = pairwise_distance2(x)  # (B, N, N)
     r = log_density(d2.topk(k, dim=-1, largest=False, sorted=True).values)  # (B, N)
@@ -117,7 +117,7 @@ def dpc_knn_reference(x: Tensor, num_clusters: Sequence[int], k: int) -> list[Te
         index = centres[:, None, :].expand(-1, x.shape[1], -1)  # (B, N, M)
         labels = d2.gather(-1, index).min(-1).indices  # (B, N); the lowest rank on ties
         assignments.append(keep_own_centre(labels, centres))
-    return assignments
+    return torch.stack(assignments)
 
 
 def keep_own_centre(labels: Tensor, centres: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ _TILE_GPU = 2**26
 _TILE_COLUMNS = 2**14
 
 
-def dpc_knn_tiled(x: Tensor, num_clusters: Sequence[int], k: int) -> list[Tensor]:
+def dpc_knn_tiled(x: Tensor, num_clusters: Sequence[int], k: int) -> Tensor:
     """DPC-KNN with the results of the definition, in tiles.
 
     Args:
@@ -50,14 +50,14 @@ def dpc_knn_tiled(x: Tensor, num_clusters: Sequence[int], k: int) -> list[Tensor
         k: Neighbours of the density estimate, from 1 to N.
 
     Returns:
-        For each count the cluster of every token, (B, N) int64: the rank of its centre.
+        For each of S counts the cluster of every token, (S, B, N) int64: the rank of its centre.
     """
     tokens = _Tokens(x)
     neighbour_d2, neighbours = nearest_neighbours(tokens, max(k - 1, _NEIGHBOURS))  # (B, N, K)
     itself = torch.zeros_like(tokens.norm2)[..., None]
     r = log_density(torch.cat([itself, neighbour_d2[..., : k - 1]], dim=-1))  # (B, N)
     delta2 = nearest_denser(tokens, density_order(r), neighbour_d2, neighbours)  # (B, N)
-    return nearest_centres(tokens, centre_order(delta2, r), num_clusters)
+    return torch.stack(nearest_centres(tokens, centre_order(delta2, r), num_clusters))
 
 
 class _Tokens:

@@ -24,7 +24,7 @@ from clustr_mm.ops.clustering.reference import (
 _SAME = 84
 
 
-def dpc_knn_traceable(x: Tensor, num_clusters: Sequence[int], k: int) -> list[Tensor]:
+def dpc_knn_traceable(x: Tensor, num_clusters: Sequence[int], k: int) -> Tensor:
     """DPC-KNN with the results of the definition, up to rounding, as one graph for any size.
 
     Args:
@@ -33,7 +33,7 @@ def dpc_knn_traceable(x: Tensor, num_clusters: Sequence[int], k: int) -> list[Te
         k: Neighbours of the density estimate, from 1 to N.
 
     Returns:
-        For each count the cluster of every token, (B, N) int64: the rank of its centre.
+        For each of S counts the cluster of every token, (S, B, N) int64: the rank of its centre.
     """
     tokens = x.shape[1]
     # Smaller norms, less cancellation. A token near the mean, not the mean: ties stay exact.
@@ -60,4 +60,4 @@ def dpc_knn_traceable(x: Tensor, num_clusters: Sequence[int], k: int) -> list[Te
         rows = centres[..., None].expand(-1, -1, tokens)
         nearest = d2.gather(1, rows).argmin(1)  # (B, N); the lowest rank on ties
         labels.append(keep_own_centre(nearest, centres))
-    return labels
+    return torch.stack(labels)

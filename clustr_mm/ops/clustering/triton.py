@@ -1,6 +1,6 @@
-"""DPC-KNN on a GPU: the Triton kernels behind an operator of torch.library.
+"""DPC-KNN on a GPU: the host side of the Triton kernels (``kernels.py``).
 
-The steps are the definition's (``reference.py``), the kernels are in ``triton_kernels.py``:
+The steps are the definition's (``reference.py``):
 
     prepare   K0  x -> rounded, padded keys and their norms
     density   K1  keys -> r                         every pair of tokens once
@@ -9,22 +9,14 @@ The steps are the definition's (``reference.py``), the kernels are in ``triton_k
     (sort)        score -> tokens by rank as a centre
     assign    K3  that order -> labels              tokens times centres, all scales at once
 
-Of few tokens the launches would take longer than the work; ``whole_image_kernel.py`` has all of it
-in one launch.
-
 The host never waits for the device: no value is read back, so the whole can be captured in a CUDA
 graph. Nothing is added by atomics and nothing is tuned at run time: equal input gives equal output.
-
-torch.compile and torch.export see ``clustr_mm::dpc_knn`` as a whole operator. Triton is imported
-when it first runs. ``merge_triton.py`` has the merge.
+Triton is imported when a kernel first runs.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -33,43 +25,32 @@ import torch
 from torch import Tensor
 
 from clustr_mm.ops.clustering.reference import inverse_permutation
-from clustr_mm.ops.operators import Operator
+from clustr_mm.ops.dispatch import on_device_of, why_no_kernels
 
-Precision = Literal['fp16', 'fp16x3', 'tf32', 'ieee']
-
-_logger = logging.getLogger(__name__)
-_said: set[str] = set()
+Precision = Literal['fp16', 'fp16x3']
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_CHANNELS = 512  # of which a tile still fits into every GPU's shared memory
 _MAX_K = 33  # K1 holds k - 1 values for every place of a tile in registers
-_TRITON = (3, 3)  # the first with tuples of arguments
-_CAPABILITY = (8, 0)  # the first with asynchronous copies and TF32
 # A program takes 128 rows instead of 64, for half the traffic from the L2 cache, if padding to that
 # costs little and if there are enough programs left to fill a large GPU twice.
 _MANY_ROWS_FROM = 1024  # tokens of an image
 _MANY_ROWS_FROM_BATCH = 2**15  # tokens of all images
-# Images of so few tokens, N' of them, are clustered by one program each, in one launch. With more a
-# program would take longer than many programs and their launches.
-WHOLE_IMAGE = 256
 _EXCHANGED = 8 * 1024  # bytes of it through which warps may meet
 _SHARED_MEMORY = 96 * 1024  # bytes a program may use on every GPU of these capabilities
 _REGISTERS = 128  # a thread: two programs of 256 threads share a multiprocessor
 
 
 def can_run_triton(x: Tensor, k: int = 1) -> str | None:
-    """Says why the Triton kernels cannot cluster or merge these tokens.
+    """Says why the Triton kernels cannot cluster these tokens.
 
     Args:
         x: Tokens, (B, N, C).
-        k: Neighbours of the density estimate; 1 where tokens are only merged.
+        k: Neighbours of the density estimate.
 
     Returns:
         The reason and, where there is one, the mend; None if they can.
     """
-    reason = why_no_kernels(x.device)
-    if reason is not None:
-        return reason
     if x.dtype not in _DTYPES:
         return f'x has dtype {x.dtype}; the kernels take float32, float16 and bfloat16'
     if x.shape[2] > _MAX_CHANNELS:
@@ -78,72 +59,12 @@ def can_run_triton(x: Tensor, k: int = 1) -> str | None:
         return f'k is {k}; the kernels take up to {_MAX_K}'
     if _round_up(x.shape[1], 128) * _round_up(x.shape[2], 16) >= 2**30:  # twice that, 32-bit
         return f'x has {x.shape[1]} tokens; with {x.shape[2]} channels the kernels take fewer'
-    return None
-
-
-@torch.compiler.assume_constant_result
-def warn_without_kernels(reason: str) -> None:
-    """Says once that a GPU clusters in plain PyTorch.
-
-    Args:
-        reason: Why, as ``can_run_triton`` says it.
-    """
-    if reason not in _said:
-        _said.add(reason)
-        _logger.warning('clustering without the Triton kernels, far slower: %s', reason)
-
-
-@torch.compiler.assume_constant_result
-def why_no_kernels(device: torch.device) -> str | None:
-    """Says why no Triton kernel of this package can run on a device.
-
-    Args:
-        device: Where.
-
-    Returns:
-        The reason and, where there is one, the mend; None if they can.
-    """
-    if not hasattr(torch.library, 'custom_op'):
-        return f'torch {torch.__version__} has no torch.library.custom_op; use torch 2.4 or newer'
-    try:
-        import triton
-    except ImportError as error:
-        return f'triton cannot be imported ({error}); install triton {_version(_TRITON)} or newer'
-    if _parts(triton.__version__) < _TRITON:
-        return f'triton is {triton.__version__}; install {_version(_TRITON)} or newer'
-    if os.environ.get('TRITON_INTERPRET') == '1':
-        return None
-    if device.type != 'cuda':
-        return (
-            f'x is on {device.type}; the kernels need a GPU, or TRITON_INTERPRET=1 in the '
-            'environment from the start, for tests'
-        )
-    return _too_old(device)
-
-
-@lru_cache  # of a hundred calls an image, each would wait for it
-def _too_old(device: torch.device) -> str | None:
-    capability = torch.cuda.get_device_capability(device)
-    if capability >= _CAPABILITY:
-        return None
-    return (
-        f'{torch.cuda.get_device_name(device)} has compute capability {_version(capability)}; the '
-        f'kernels need {_version(_CAPABILITY)}'
-    )
-
-
-@lru_cache
-def _parts(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split('.')[:2])
-
-
-def _version(parts: tuple[int, int]) -> str:
-    return '.'.join(map(str, parts))
+    return why_no_kernels('dpc_knn', x.device)
 
 
 def dpc_knn_triton(
     x: Tensor, num_clusters: Sequence[int], k: int, precision: Precision = 'fp16x3'
-) -> list[Tensor]:
+) -> Tensor:
     """DPC-KNN with the results of the definition on operands rounded to a precision.
 
     Sums are float32 throughout. The default gives float32's results at nearly the speed of
@@ -156,14 +77,25 @@ def dpc_knn_triton(
             no conversion before.
         num_clusters: Cluster counts, each from 1 to N.
         k: Neighbours of the density estimate, from 1 to N.
-        precision: Of the operands: ``'fp16x3'`` (22 bits as two float16, three products),
-            ``'fp16'`` (11 bits), ``'tf32'`` (11 bits too, at half the speed and twice the
-            memory), or ``'ieee'`` (float32 itself; no tensor cores, by far the slowest).
+        precision: Of the operands: ``'fp16x3'`` (22 bits as two float16, three products) or
+            ``'fp16'`` (11 bits).
 
     Returns:
-        For each count the cluster of every token, (B, N) int64: the rank of its centre.
+        For each of S counts the cluster of every token, (S, B, N) int64: the rank of its centre.
     """
-    return list(DPC_KNN(x, list(num_clusters), k, precision).unbind(0))
+    total = x.shape[1]
+    x = x.contiguous()
+    counts = sorted(set(num_clusters))
+    with on_device_of(x):
+        tokens = prepare(x, precision)
+        order = rank(tokens, density(tokens, k))
+        labels = assign(tokens, order, [count for count in counts if count < total])
+        if counts[-1] == total:  # where every token is a centre, its label is its own rank
+            ranks = inverse_permutation(order[:, :total])
+            labels = torch.cat([labels, ranks[None]])
+    if counts == list(num_clusters):
+        return labels
+    return torch.stack([labels[counts.index(count)] for count in num_clusters])
 
 
 @dataclass(frozen=True)
@@ -171,7 +103,7 @@ class PreparedTokens:
     """Tokens as the kernels want them: see ``prepare_kernel``.
 
     Attributes:
-        keys: Rounded tokens, (B, N', C' or 2 C').
+        keys: Rounded tokens, (B, N', C' or 2 C') float16.
         norm2: Their squared norms, (B, N') float32; +inf for padding.
         unit: Length of the keys' unit in x's, (B,) float32.
         tokens: N.
@@ -189,8 +121,7 @@ class PreparedTokens:
     @property
     def block_c(self) -> int:
         """Channels of a tile."""
-        width = self.keys.shape[2]
-        return _channel_block(width // 2 if self.precision == 'fp16x3' else width)
+        return _channel_block(self.keys.shape[2] // _parts(self.precision))
 
 
 class Tile(NamedTuple):
@@ -226,18 +157,14 @@ def choose_tile(tokens: PreparedTokens, values: int) -> Tile:
     batch, _, width = tokens.keys.shape
     rows = _row_multiple(batch, tokens.tokens)
     row_bytes = width * tokens.keys.element_size()
-    tile = _choose_tile(rows, 2 * rows, row_bytes, values, tokens.keys.device)
-    if tokens.precision == 'ieee':  # operands and sums lie in registers too
-        return tile._replace(registers=None)
-    return tile
+    return _choose_tile(rows, row_bytes, values, tokens.keys.device)
 
 
 @lru_cache(maxsize=1024)  # of a hundred launches an image, each would wait for it
-def _choose_tile(
-    rows: int, threads: int, row_bytes: int, values: int, device: torch.device
-) -> Tile:
-    """The tile of at most so many rows, and of a program of so many threads."""
+def _choose_tile(rows: int, row_bytes: int, values: int, device: torch.device) -> Tile:
+    """The tile of at most so many rows."""
     shared_memory, registers = _limits(device)
+    threads = 2 * rows
     room = (shared_memory - _EXCHANGED) // row_bytes
     columns = 64
     stages = 3 if row_bytes <= 256 else 2
@@ -293,20 +220,6 @@ def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
-    """Makes x's device the current one, on which Triton launches.
-
-    Args:
-        x: Any tensor.
-
-    Returns:
-        The context.
-    """
-    if not x.is_cuda or x.device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(x.device)
-
-
 def prepare(x: Tensor, precision: Precision) -> PreparedTokens:
     """K0: moves, scales, rounds and pads tokens.
 
@@ -321,18 +234,16 @@ def prepare(x: Tensor, precision: Precision) -> PreparedTokens:
 
     batch, total, channels = x.shape
     padded = _round_up(total, _row_multiple(batch, total))
+    width = _round_up(channels, 16)
     tokens = PreparedTokens(
-        _empty_keys(x, padded, precision),
+        x.new_empty((batch, padded, width * _parts(precision)), dtype=torch.float16),
         x.new_empty((batch, padded), dtype=torch.float32),
         x.new_empty(batch, dtype=torch.float32),
         total,
         channels,
         precision,
     )
-    # Only float16 needs to know the range of the values.
-    largest = tokens.unit
-    if tokens.keys.dtype == torch.float16:
-        largest = torch.linalg.vector_norm(x, torch.inf, dim=(1, 2))
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=(1, 2))
     prepare_kernel[(batch * (padded // 64),)](
         x,
         largest,
@@ -342,7 +253,7 @@ def prepare(x: Tensor, precision: Precision) -> PreparedTokens:
         total,
         padded,
         C=channels,
-        PADDED_C=_round_up(channels, 16),
+        PADDED_C=width,
         PRECISION=precision,
         BLOCK_N=64,
         BLOCK_C=tokens.block_c,
@@ -350,11 +261,9 @@ def prepare(x: Tensor, precision: Precision) -> PreparedTokens:
     return tokens
 
 
-def _empty_keys(x: Tensor, padded: int, precision: Precision) -> Tensor:
-    """Memory for the keys of tokens (B, N, C): (B, N', C' or 2 C')."""
-    width = _round_up(x.shape[2], 16) * (2 if precision == 'fp16x3' else 1)
-    dtype = torch.float16 if precision in ('fp16', 'fp16x3') else torch.float32
-    return x.new_empty((x.shape[0], padded, width), dtype=dtype)
+def _parts(precision: Precision) -> int:
+    """float16 values of a channel."""
+    return 2 if precision == 'fp16x3' else 1
 
 
 def _channel_block(width: int) -> int:
@@ -470,78 +379,3 @@ def assign(
         batch,
     )
     return labels
-
-
-def cluster_whole_images(x: Tensor, counts: Sequence[int], k: int, precision: Precision) -> Tensor:
-    """K0 to K3 in one launch, for images of few tokens.
-
-    Args:
-        x: Tokens, (B, N, C), contiguous.
-        counts: Ascending cluster counts, each from 1 to N.
-        k: Neighbours, the token itself included.
-        precision: Of the operands.
-
-    Returns:
-        Rank of the nearest centre, (S, B, N) int64.
-    """
-    from clustr_mm.ops.clustering.whole_image_kernel import whole_image_kernel
-
-    batch, total, channels = x.shape
-    padded, padded_c = _round_up(total, 64), _round_up(channels, 16)
-    keys = _empty_keys(x, padded, precision)
-    row_bytes = keys.shape[2] * keys.element_size()
-    # A program has a multiprocessor for itself: twice the threads. Long rows need registers too.
-    values = max(k, 3) * (1 if row_bytes <= 640 else 2)
-    tile = _choose_tile(64, 256, row_bytes, values, x.device)
-    labels = x.new_empty((len(counts), batch, total), dtype=torch.int64)
-    whole_image_kernel[(batch,)](
-        x,
-        keys,
-        x.new_empty((batch, 4, padded), dtype=torch.float32),
-        labels,
-        tuple(counts),
-        batch,
-        total,
-        padded,
-        C=channels,
-        PADDED_C=padded_c,
-        NEIGHBOURS=k - 1,
-        PRECISION=precision,
-        BLOCK_M=tile.rows,
-        BLOCK_N=tile.columns,
-        BLOCK_C=_channel_block(padded_c),
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-    )
-    return labels
-
-
-def _dpc_knn(x: Tensor, num_clusters: Sequence[int], k: int, precision: Precision) -> Tensor:
-    """Implementation of ``clustr_mm::dpc_knn``: labels (S, B, N) int64."""
-    total = x.shape[1]
-    x = x.contiguous()
-    counts = sorted(set(num_clusters))
-    with on_device_of(x):
-        if total <= WHOLE_IMAGE:
-            labels = cluster_whole_images(x, counts, k, precision)
-        else:
-            tokens = prepare(x, precision)
-            order = rank(tokens, density(tokens, k))
-            labels = assign(tokens, order, [count for count in counts if count < total])
-            if counts[-1] == total:  # where every token is a centre, its label is its own rank
-                ranks = inverse_permutation(order[:, :total])
-                labels = torch.cat([labels, ranks[None]])
-    if counts == list(num_clusters):
-        return labels
-    return torch.stack([labels[counts.index(count)] for count in num_clusters])
-
-
-def _dpc_knn_fake(x: Tensor, num_clusters: Sequence[int], k: int, precision: str) -> Tensor:
-    return x.new_empty(len(num_clusters), *x.shape[:2], dtype=torch.int64)
-
-
-DPC_KNN = Operator(
-    'dpc_knn(Tensor x, SymInt[] num_clusters, SymInt k, str precision) -> Tensor',
-    _dpc_knn,
-    _dpc_knn_fake,
-)

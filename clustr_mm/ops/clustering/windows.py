@@ -19,6 +19,9 @@ from clustr_mm.ops.clustering.dpc_knn import dpc_knn
 # torch 2.1 has neither this function nor a trace that runs the code itself.
 _is_tracing = getattr(torch.compiler, 'is_compiling', lambda: False)
 
+# Of a detection image's stage 1 a split is half a megabyte.
+_SPLITS_KEPT = 256
+
 
 @dataclass(frozen=True)
 class WindowGroup:
@@ -65,14 +68,19 @@ def split_map(
     Returns:
         The windows. Shares are in proportion to the windows' tokens; remainders go to the first.
     """
-    # What a trace makes, or FakeTensorMode, must not be kept: it is no tensor for others.
-    if _is_tracing() or type(torch.empty(0)) is not Tensor:
+    # What a trace makes, or FakeTensorMode, must not be kept: it is no tensor for others. Nor what
+    # a CUDA graph's capture makes, whose memory is the graph's.
+    if (
+        _is_tracing()
+        or type(torch.empty(0)) is not Tensor
+        or (device.type == 'cuda' and torch.cuda.is_current_stream_capturing())
+    ):
         return _split.__wrapped__(height, width, window, num_clusters, device)
     with torch.inference_mode(False):  # else training could not use what inference made
         return _split(height, width, window, num_clusters, device)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=_SPLITS_KEPT)
 def _split(
     height: int, width: int, window: int, num_clusters: tuple[int, ...], device: torch.device
 ) -> Windows:
@@ -137,11 +145,20 @@ def windowed_dpc_knn(
         for s, count in enumerate(windows.num_clusters)
         if count < tokens
     }
+    # Windows of one shape are clustered together, though shares of clusters may differ by one.
+    by_size: dict[int, list[WindowGroup]] = {}
     for group in windows.groups if labels else ():
-        count, size = group.tokens.shape
-        in_windows = x[:, group.tokens].view(batch * count, size, channels)
-        local = dpc_knn(in_windows, [group.clusters[s].shape[1] for s in labels], k, backend)
-        for s, label in zip(labels, local, strict=True):
-            first = group.clusters[s][:, :1]  # (windows, 1)
-            labels[s][:, group.tokens] = label.view(batch, count, size) + first
+        by_size.setdefault(group.tokens.shape[1], []).append(group)
+    for size, groups in by_size.items():
+        index = torch.cat([group.tokens for group in groups])  # (windows, n)
+        counts = sorted({group.clusters[s].shape[1] for group in groups for s in labels})
+        found = dpc_knn(x[:, index].view(-1, size, channels), counts, k, backend)
+        of_count = {
+            m: each.view(batch, -1, size).split([len(group.tokens) for group in groups], dim=1)
+            for m, each in zip(counts, found, strict=True)
+        }
+        for i, group in enumerate(groups):
+            for s, label in labels.items():
+                first = group.clusters[s][:, :1]  # (windows, 1)
+                label[:, group.tokens] = of_count[group.clusters[s].shape[1]][i] + first
     return tuple(labels.get(s) for s in range(len(windows.num_clusters)))

@@ -1,4 +1,4 @@
-"""Triton kernels of GELU(u + DWConv3x3(u)); ``conv_gelu.py`` launches them.
+"""Triton kernels of GELU(u + DWConv3x3(u)); ``triton.py`` launches them.
 
 A program takes BLOCK_N tokens that follow each other in the map, over its rows' ends, and BLOCK_C
 channels. The nine tokens around each lie in the caches, for programs beside each other run at the

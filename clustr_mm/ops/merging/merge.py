@@ -5,25 +5,40 @@
 exp(l) overflows in half precision at l = 11 and in float32 at 89, so numerator and denominator are
 both divided by exp(max l), the maximum taken over the cluster, and everything is summed in float32:
 
-    c_m = sum e^(l_i - max) x_i / (sum e^(l_i - max) + eps e^(-max))
+    c_m = sum e^(l_i - max) x_i / total_m,   total_m = sum e^(l_i - max) + eps e^(-max)
 
-(Xie et al., arXiv 2208.13138, section 3; the eps is the published network's.) On a GPU the Triton
-kernels do the same.
+With p_i = e^(l_i - max) / total_m, the share of token i in its cluster, and g the gradient at c_m,
+the gradient at x_i is p_i g, and that at l_i is p_i g . (x_i - c_m).
+
+(Xie et al., arXiv 2208.13138, section 3; the eps is the published network's.)
+
+    B   images of a batch     N   tokens of an image     C   channels     M   clusters
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from clustr_mm.ops.autocast import without_autocast
-from clustr_mm.ops.clustering.triton import can_run_triton
-from clustr_mm.ops.merging.triton import merge_scales_triton, merge_triton
+from clustr_mm.ops.dispatch import Operator, integer, say_fallback, without_autocast
+from clustr_mm.ops.merging.triton import can_run_merge, merge_backward_triton, merge_triton
 
 EPS = 1e-6
+
+
+def merge_scales(
+    x: Tensor,
+    assignments: Sequence[Tensor | None],
+    num_clusters: Sequence[int],
+    weight_logits: Tensor,
+) -> list[Tensor]:
+    """Cluster tokens of several scales, for each as ``merge_tokens``."""
+    pairs = zip(assignments, num_clusters, strict=True)
+    return [merge_tokens(x, assignment, count, weight_logits) for assignment, count in pairs]
 
 
 def merge_tokens(
@@ -31,13 +46,14 @@ def merge_tokens(
 ) -> Tensor:
     """Weighted mean of the tokens of every cluster.
 
-    Gradients flow through ``x`` and ``weight_logits``, never through the assignment; on a GPU once,
-    not twice. The result is deterministic.
+    Gradients flow through ``x`` and ``weight_logits``, once and not twice, and never through the
+    assignment. The result is deterministic.
 
     Args:
         x: Tokens, (B, N, C), any floating dtype.
-        assignment: Cluster of every token, (B, N) int64 with values below ``num_clusters``; None
-            where every token is a cluster of its own, in the order of the tokens.
+        assignment: Cluster of every token, (B, N) int64; None where every token is a cluster of its
+            own, in the order of the tokens. A token whose number is not from 0 to M - 1 is in no
+            cluster.
         num_clusters: Number of clusters M.
         weight_logits: Logarithms of the tokens' weights, (B, N).
 
@@ -47,7 +63,8 @@ def merge_tokens(
     Raises:
         ValueError: If the shapes do not fit each other.
     """
-    batch, tokens, channels = x.shape
+    batch, tokens = (integer(size, 'a size') for size in x.shape[:2])
+    num_clusters = integer(num_clusters, 'num_clusters')
     if weight_logits.shape != (batch, tokens):
         raise ValueError(
             f'weight_logits has shape {tuple(weight_logits.shape)}; tokens of shape '
@@ -58,57 +75,14 @@ def merge_tokens(
             f'num_clusters is {num_clusters}, but without an assignment each of the {tokens} '
             'tokens is a cluster of its own; pass an assignment or that number'
         )
-    if assignment is not None and assignment.shape != (batch, tokens):
+    if assignment is None:
+        return merge_single_tokens(x, weight_logits)
+    if assignment.shape != (batch, tokens):
         raise ValueError(
             f'assignment has shape {tuple(assignment.shape)}; tokens of shape {tuple(x.shape)} '
             f'need ({batch}, {tokens})'
         )
-    if x.is_cuda and can_run_triton(x) is None:
-        return merge_triton(x, assignment, num_clusters, weight_logits)
-    if assignment is None:
-        return merge_single_tokens(x, weight_logits)
-    with without_autocast(x):  # it would round the sums
-        precise = torch.promote_types(x.dtype, torch.float32)
-        logits = weight_logits.to(precise)
-        # Clusters of different images become different rows of one flat array.
-        image = torch.arange(batch, device=x.device)[:, None] * num_clusters
-        row = (assignment + image).flatten()  # (B N,)
-        rows = batch * num_clusters
-
-        with torch.no_grad():  # the value does not depend on the maximum
-            largest = logits.new_full((rows,), -torch.inf)
-            largest = largest.scatter_reduce(0, row, logits.flatten(), 'amax')
-            largest = largest.masked_fill(largest == -torch.inf, 0)  # empty clusters
-        weight = (logits.flatten() - largest[row]).exp()  # (B N,)
-        weighted = x.to(precise).flatten(0, 1) * weight[:, None]  # (B N, C)
-        numerator = _sum_rows(weighted, row, rows)  # (B M, C)
-        denominator = _sum_rows(weight, row, rows) + EPS * (-largest).exp()  # (B M,)
-        merged = numerator / denominator[:, None]
-    return merged.view(batch, num_clusters, channels).to(x.dtype)
-
-
-def merge_scales(
-    x: Tensor,
-    assignments: Sequence[Tensor | None],
-    num_clusters: Sequence[int],
-    token_weight: nn.Linear,
-) -> list[Tensor]:
-    """Cluster tokens of several scales, weighed by a layer; on a GPU by one operator.
-
-    Args:
-        x: Tokens, (B, N, C).
-        assignments: For each scale as for ``merge_tokens``.
-        num_clusters: For each scale M.
-        token_weight: From tokens to the logarithms of their weights, C to 1.
-
-    Returns:
-        For each scale cluster tokens, (B, M, C), of x's dtype.
-    """
-    if x.is_cuda and can_run_triton(x) is None:
-        return merge_scales_triton(x, assignments, num_clusters, token_weight)
-    logits = token_weight(x).squeeze(-1)  # (B, N)
-    pairs = zip(assignments, num_clusters, strict=True)
-    return [merge_tokens(x, assignment, count, logits) for assignment, count in pairs]
+    return MERGE(x, assignment, num_clusters, weight_logits)[0].to(x.dtype)
 
 
 def merge_single_tokens(x: Tensor, weight_logits: Tensor) -> Tensor:
@@ -127,6 +101,117 @@ def merge_single_tokens(x: Tensor, weight_logits: Tensor) -> Tensor:
     return (x * share[..., None]).to(x.dtype)
 
 
+def merge_by_product(
+    x: Tensor, assignment: Tensor, num_clusters: int, weight_logits: Tensor
+) -> Tensor:
+    """``merge_tokens`` as a matrix product, for graphs that run outside of Python.
+
+    What happens to sums into equal indices is another runtime's own affair. O(N M) memory.
+
+    Args:
+        x: Tokens, (B, N, C).
+        assignment: Cluster of every token, (B, N) int64; every cluster has a token.
+        num_clusters: Number of clusters M; may be a symbol of a graph.
+        weight_logits: Logarithms of the tokens' weights, (B, N).
+
+    Returns:
+        Cluster tokens, (B, M, C).
+    """
+    cluster = torch.arange(num_clusters, device=x.device)
+    member = assignment[:, None, :] == cluster[:, None]  # (B, M, N)
+    logits = weight_logits[:, None, :].masked_fill(~member, -torch.inf)  # (B, M, N)
+    largest = logits.amax(-1, keepdim=True)  # (B, M, 1)
+    weight = (logits - largest).exp()  # (B, M, N), 0 outside of the cluster
+    total = weight.sum(-1, keepdim=True) + EPS * (-largest).exp()
+    return weight @ x / total
+
+
+# ------------------------------------------------------------------------------------ the operator
+
+
+def _merge(
+    x: Tensor, assignment: Tensor, num_clusters: int, logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator: c (B, M, C), max (B, M) and total (B, M), all float32 or wider."""
+    if x.is_cuda:
+        reason = can_run_merge(x)
+        if reason is None:
+            return merge_triton(x, assignment, num_clusters, logits)
+        say_fallback('merge', reason)
+    return merge_plain(x, assignment, num_clusters, logits)
+
+
+def _merge_backward(
+    grad: Tensor,
+    x: Tensor,
+    assignment: Tensor,
+    logits: Tensor,
+    merged: Tensor,
+    largest: Tensor,
+    total: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The operator of the gradients at x and at the logits."""
+    backward = merge_backward_plain
+    if x.is_cuda and can_run_merge(x) is None:
+        backward = merge_backward_triton
+    return backward(grad, x, assignment, logits, merged, largest, total)
+
+
+def merge_plain(
+    x: Tensor, assignment: Tensor, num_clusters: int, logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition: c (B, M, C), max (B, M) and total (B, M), all float32 or wider."""
+    batch, _, channels = x.shape
+    with without_autocast(x):  # it would round the sums
+        precise = torch.promote_types(x.dtype, torch.float32)
+        logits = logits.to(precise).flatten()
+        row = _rows(assignment, num_clusters).flatten()  # (B N,)
+        rows = batch * num_clusters + 1  # the last is for tokens without a cluster
+        largest = logits.new_full((rows,), -torch.inf).scatter_reduce(0, row, logits, 'amax')
+        largest = largest.masked_fill(largest == -torch.inf, 0)  # empty clusters
+        weight = (logits - largest[row]).exp()  # (B N,)
+        weighted = x.to(precise).flatten(0, 1) * weight[:, None]  # (B N, C)
+        total = _sum_rows(weight, row, rows) + EPS * (-largest).exp()  # (B M + 1,)
+        merged = _sum_rows(weighted, row, rows) / total[:, None]  # (B M + 1, C)
+    of_images = (batch, num_clusters)
+    return (
+        merged[:-1].view(*of_images, channels),
+        largest[:-1].view(of_images),
+        total[:-1].view(of_images),
+    )
+
+
+def merge_backward_plain(
+    grad: Tensor,
+    x: Tensor,
+    assignment: Tensor,
+    logits: Tensor,
+    merged: Tensor,
+    largest: Tensor,
+    total: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The gradients at x (B, N, C) and at the logits (B, N), from that at c (B, M, C)."""
+    with without_autocast(x):
+        clusters = merged.shape[1]
+        inside = (assignment >= 0) & (assignment < clusters)  # (B, N)
+        row = _rows(assignment.clamp(0, clusters - 1), clusters).flatten()  # (B N,)
+        share = (logits.to(merged.dtype).flatten() - largest.flatten()[row]).exp()
+        share = (share / total.flatten()[row]).view_as(logits) * inside  # p, (B, N)
+        share = share.masked_fill(~inside, 0)  # not even inf
+        of_cluster = grad.flatten(0, 1)[row].view_as(x)  # g, (B, N, C)
+        offset = x - merged.flatten(0, 1)[row].view_as(x)
+        grad_logits = (of_cluster * offset).sum(-1).mul_(share)
+        return (of_cluster * share[..., None]).to(x.dtype), grad_logits.to(logits.dtype)
+
+
+def _rows(assignment: Tensor, num_clusters: int) -> Tensor:
+    """Each token's row among the clusters of all images, (B, N); B M for those without one."""
+    batch = assignment.shape[0]
+    image = torch.arange(batch, device=assignment.device)[:, None] * num_clusters
+    inside = (assignment >= 0) & (assignment < num_clusters)
+    return torch.where(inside, assignment + image, batch * num_clusters)
+
+
 def _sum_rows(values: Tensor, row: Tensor, rows: int) -> Tensor:
     """Sums values (L,) or (L, C) by row index (L,) into (rows,) or (rows, C), deterministically."""
     total = values.new_zeros(rows, *values.shape[1:])
@@ -134,3 +219,58 @@ def _sum_rows(values: Tensor, row: Tensor, rows: int) -> Tensor:
         # index_add adds with atomics there, in any order; index_put sorts first.
         return total.index_put((row,), values, accumulate=True)
     return total.index_add(0, row, values)
+
+
+def _merge_fake(
+    x: Tensor, assignment: Tensor, num_clusters: int, logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _, channels = x.shape
+    precise = torch.promote_types(x.dtype, torch.float32)
+    facts = x.new_empty((batch, num_clusters), dtype=precise)
+    return (
+        x.new_empty((batch, num_clusters, channels), dtype=precise),
+        facts,
+        torch.empty_like(facts),
+    )
+
+
+def _merge_backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    assignment: Tensor,
+    logits: Tensor,
+    merged: Tensor,
+    largest: Tensor,
+    total: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), logits.new_empty(logits.shape)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, assignment, _, logits = inputs
+    ctx.save_for_backward(x, assignment, logits, *output)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad is None:  # nobody uses the cluster tokens
+        return None, None, None, None
+    grad_x, grad_logits = MERGE_BACKWARD(grad, *ctx.saved_tensors)
+    return grad_x, None, None, grad_logits
+
+
+MERGE = Operator(
+    'merge(Tensor x, Tensor assignment, SymInt num_clusters, Tensor logits)'
+    ' -> (Tensor, Tensor, Tensor)',
+    _merge,
+    _merge_fake,
+    _gradients,
+    _remember,
+)
+MERGE_BACKWARD = Operator(
+    'merge_backward(Tensor grad, Tensor x, Tensor assignment, Tensor logits, Tensor merged, '
+    'Tensor largest, Tensor total) -> (Tensor, Tensor)',
+    _merge_backward,
+    _merge_backward_fake,
+)
