@@ -7,6 +7,8 @@ import pickle
 import random
 import re
 import runpy
+import subprocess
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -277,6 +279,28 @@ def test_a_tar_is_refused(tmp_path):
         archive.add(__file__)
     with pytest.raises(CheckpointError, match='tar'):
         read_checkpoint(tmp_path / 'x.pth')
+
+
+def test_torch_alone_will_do(tmp_path):
+    path = tmp_path / 'x.pth'
+    torch.save({'state_dict': small_weights(), 'meta': {1, 2}}, path)  # no tensors alone
+    program = f"""
+import sys
+sys.modules['mmengine'] = sys.modules['safetensors'] = None  # as where it is not installed
+from clustr_mm.weights.files import CheckpointError, read_checkpoint
+print(len(read_checkpoint({str(path)!r})['state_dict']))
+for source in ('s3://bucket/x.pth', {str(tmp_path / 'x.safetensors')!r}):
+    try:
+        read_checkpoint(source)
+    except CheckpointError as error:
+        print(error)
+"""
+    (tmp_path / 'x.safetensors').touch()
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    count, storage, safetensors = done.stdout.splitlines()
+    assert count == '6'
+    assert storage.startswith('s3://bucket/x.pth cannot be fetched') and 'mmengine' in storage
+    assert safetensors.endswith('needs the package safetensors; pip install safetensors')
 
 
 def test_trusted_on_purpose(tmp_path):

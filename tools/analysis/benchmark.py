@@ -174,9 +174,9 @@ def clustering(options: argparse.Namespace) -> None:
             taken = [time_call(call, device)]
             while len(taken) < 9 and sum(wall for wall, _ in taken) < 2:
                 taken.append(time_call(call, device))
-            wall, processor = min(taken)
+            wall, processor = (min(each) for each in zip(*taken, strict=True))
             _, peak = peak_memory(call, device)
-            points.append((tokens, wall, peak))
+            points.append((tokens, wall if device.type == 'cuda' else processor, peak))
             rows.append(
                 dict(
                     backend=backend, tokens=tokens, channels=options.channels, batch=options.batch,
