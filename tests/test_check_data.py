@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from clustr_mm.datasets import DataFileError
 from clustr_mm.datasets.audit import audit
-from clustr_mm.datasets.mini.mini import MiniData, build
+from clustr_mm.datasets.mini import MiniData, build
 from clustr_mm.engine import UserError
 from clustr_mm.engine.config import guard_data, load_config, set_data_root
 

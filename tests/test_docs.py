@@ -11,7 +11,7 @@ import pytest
 from mmengine.config import Config
 
 from clustr_mm.datasets.audit import audit
-from clustr_mm.datasets.mini.mini import MiniData, build
+from clustr_mm.datasets.mini import MiniData, build
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

@@ -260,9 +260,8 @@ def test_a_tool_that_names_trust_checkpoint_takes_it(tool, trusted, tmp_path):
     'tool',
     [
         'check_data', 'convert_checkpoint', 'demo', 'demo_train', 'export', 'make_mini_data',
-        'publish_checkpoint', 'replay', 'web_demo', 'analysis/ablate',
+        'publish_checkpoint', 'web_demo', 'analysis/ablate', 'analysis/benchmark',
         'analysis/clusters', 'analysis/count_params', 'analysis/get_flops',
-        'analysis/kill_runs', 'analysis/plot_curves', 'analysis/watch_memory',
         'examples/train_on_sequences',
     ],
 )  # fmt: skip

@@ -1,135 +1,156 @@
 """Everything that is missing or wrong of a config's data sets, before a long run starts.
 
-`check_data_root` looks at what decides whether a run starts, and stops at the first fault. The
-audit goes on, and looks at every file as the run would: it builds the data sets and loads their
-samples with the steps that training loads them with. On a full data set it takes minutes, or with
-`decode` as long as loading an epoch does.
+`check_paths` looks whether a run finds its files; the audit looks at every file as the run would.
+It builds the data sets by their own classes and loads samples by their own loading steps, so that
+it asks for nothing that a run does not. What the libraries pass over in silence, it says. On a full
+data set it takes minutes, or with `decode` as long as loading an epoch does.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
+import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
-from functools import partial
-from itertools import islice
 from typing import Any
 
-from mmengine.dataset import BaseDataset
-from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
+import numpy as np
+from mmengine.fileio import list_dir_or_file
+from mmengine.registry import DATASETS, init_default_scope
 
-from clustr_mm.datasets.annotations import (
-    AnnotationError,
-    check_annotations,
-    image_sizes,
-    is_remote,
-    join_path,
-)
 from clustr_mm.datasets.check import (
-    SPLITS,
-    ClassFoldersError,
+    LOADERS,
     DataNotFoundError,
-    check_class_folders,
-    check_data_root,
+    Part,
+    check_part,
     check_paths,
-    each_dataset,
-    lone_labels,
+    each_part,
+    type_name,
 )
-from clustr_mm.datasets.transforms import CheckedLoad, DataFileError, guard_dataset, type_name
+from clustr_mm.datasets.coco import coco_faults
+from clustr_mm.datasets.faults import (
+    file_fault,
+    first_line,
+    loaded_faults,
+    loading_steps,
+    sample_fault,
+)
+from clustr_mm.datasets.labels import IGNORED, Labels, load_labels
 
-# Images of the public data sets, train and val. Sources: the data sets' own pages (ADE20K's scene
-# parsing benchmark, COCO 2017, ILSVRC 2012); COCO-WholeBody annotates COCO's images.
-EXPECTED_IMAGES = {
-    'ADE20KDataset': {'train': 20210, 'val': 2000},
-    'CocoDataset': {'train': 118287, 'val': 5000},
-    'CocoWholeBodyDataset': {'train': 118287, 'val': 5000},
-    'ImageNet': {'train': 1281167, 'val': 50000},
-}
+_DARK = 31  # of 255: a picture without a brighter pixel has lost bits on its way
+_NO_SAMPLE = 'no sample is left: are classes and img_suffix those of the files?'
 _WORKERS = 8  # opening files is waiting, mostly
 
 Say = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
+Track = Callable[[Iterable, int, str], Iterable]
 
 
 def audit(
     cfg: Mapping[str, Any],
     say: Say,
-    progress: Progress,
+    track: Track = lambda steps, total, what: steps,
     decode: bool = False,
-    subset: bool = False,
 ) -> Iterator[str]:
     """Look for every fault of a config's data sets.
 
     Args:
         cfg: an mmengine Config, or a dict of its form.
-        say: called with a line on what was looked at.
-        progress: called with (what, files done, files in all).
+        say: called with a line on what was looked at, or ("warning: ...") on what may be meant so.
+        track: goes through (steps, their number, what they are) and shows how far it has come.
         decode: whether to load every image, too.
-        subset: whether fewer images than the public data set has are meant.
 
     Yields:
         One line a fault.
     """
     scope = cfg.get('default_scope')
     init_default_scope(scope or 'mmengine')
-    seen = set()
-    for split in SPLITS:
-        loader = cfg.get(f'{split}_dataloader') or {}
-        for place, dataset in each_dataset(loader.get('dataset'), f'{split}_dataloader.dataset'):
-            trained = split == 'train'
-            where = ('data_root', 'ann_file', 'data_prefix', 'split')
-            key = repr([trained, *map(dataset.get, where)])
-            if key in seen:  # a test set that is the validation set
+    folders: dict[str, set[str]] = {}
+    seen: list[Part] = []
+    for loader in LOADERS:
+        split = loader.removesuffix('_dataloader')
+        labels = Labels()
+        for part in each_part((cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'):
+            if any(part[1:] == each[1:] for each in seen):  # a test set that is the validation set
                 continue
-            seen.add(key)
+            seen.append(part)
             try:
-                check_paths(dataset, place)
-                check_annotations(dataset, scope, evaluated=not trained)
-            except (DataNotFoundError, AnnotationError) as error:
-                yield str(error)  # and what else it may have, no library could read
+                check_part(part, scope)
+                built = _build(part)
+            except DataNotFoundError as error:
+                yield str(error)
                 continue
-            for label, image in lone_labels(dataset):
-                yield f'label map {label} has no image {image}'
-            try:
-                built = _build(dataset)
             except Exception as error:  # the libraries' words for what is in the files
-                reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-                yield f'{place} cannot be built ({reason})'
+                yield f'{_source(part)} ({part.place}): {_build_fault(error)}'
                 continue
+            for line in _annotation_faults(built, split != 'train'):
+                if line.startswith('warning: '):
+                    say(line)
+                else:
+                    yield line
             first = _first_samples(built)
-            if not first:
-                kind = type_name(dataset['type'])
-                say(f'{split}: {kind}: only that its files and folders are there has been checked')
-                continue
-            yield from _count_faults(dataset, first, split, say, subset)
-            yield from _class_faults(built, first, split, say)
-            if trained:
+            say(f'{split}: {type_name(part.cfg["type"])}: {len(first):,} images, {_source(part)}')
+            if not len(built):
+                yield f'{_source(part)} ({part.place}): {_NO_SAMPLE}'
+            yield from _class_folder_faults(built, first, split, folders, say)
+            yield from _lone_labels(built)
+            if split == 'train':
                 yield from _head_faults(cfg.get('model'), built.metainfo.get('classes'))
-            look = partial(_sample_faults, built, _loaders(dataset, scope), decode)
-            yield from _each(look, list(first.values()), f'{split} images', progress)
+            dark: list[str] = []
+            with ThreadPoolExecutor(_WORKERS) as pool:
+                found = pool.map(lambda i, b=built, d=dark: _look(b, i, decode, d), first.values())
+                for sample, label_map, faults in track(found, len(first), f'{split} images'):
+                    labels.add(built, sample, label_map)
+                    yield from dict.fromkeys(faults)
+            if dark:
+                say(
+                    f'warning: {split}: {len(dark):,} images have no value above {_DARK} of 255, '
+                    f'the first {min(dark)}: were 10 or 12 bits cut down to 8?'
+                )
+        for line in labels.lines():
+            if split == 'train' and (labels.useless() or labels.outside):
+                yield f'{split}: {line}'
+            else:
+                say(f'warning: {split}: {line}')
+        evaluator = loader.replace('_dataloader', '_evaluator')
         try:
-            check_data_root({f'{split}_evaluator': cfg.get(f'{split}_evaluator')}, [split])
+            check_paths({evaluator: cfg.get(evaluator)}, [loader])
         except DataNotFoundError as error:
             yield str(error)
-    try:
-        check_class_folders({name: cfg[name] for name in cfg if name.endswith('_dataloader')})
-    except ClassFoldersError as error:
-        yield str(error)
 
 
-def _build(dataset: Mapping[str, Any]) -> BaseDataset:
-    """Build a data set whose samples are what its pipeline would be given."""
-    without: dict[str, Any] = {'pipeline': []} if 'pipeline' in dataset else {}
-    with redirect_stdout(io.StringIO()):  # pycocotools prints how long it takes
-        built = DATASETS.build({**dataset, **without})
+def _build(part: Part) -> Any:
+    """Build a data set whose pipeline is its loading steps."""
+    loads = [step for step in part.pipeline if type_name(step['type']).startswith('Load')]
+    pipeline: dict[str, Any] = {'pipeline': loads} if part.pipeline else {}
+    # pycocotools prints how long it takes, and warnings are not about the data.
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        built = DATASETS.build({**part.cfg, **pipeline})
         built.full_init()
     return built
 
 
-def _first_samples(built: BaseDataset) -> dict[str, int]:
+def _build_fault(error: Exception) -> str:
+    """Say why a data set's class could not read its files."""
+    if isinstance(error, KeyError):
+        return f'a record has no {error}'
+    if isinstance(error, ValueError) and 'need at least one array' in str(error):  # mmengine's
+        return _NO_SAMPLE
+    return f'cannot be read ({first_line(error)})'
+
+
+def _source(part: Part) -> str:
+    """The annotation file or folder that a data set's samples are listed in."""
+    file = part.cfg.get('ann_file')
+    root = part.cfg.get('data_root') or ''
+    return os.path.join(root, file) if isinstance(file, str) else root
+
+
+def _first_samples(built: Any) -> dict[str, int]:
     """The place of each image's first sample; the persons of an image are a sample each."""
     first: dict[str, int] = {}
     for i in range(len(built)):
@@ -137,6 +158,58 @@ def _first_samples(built: BaseDataset) -> dict[str, int]:
         if isinstance(path, str):
             first.setdefault(path, i)
     return first
+
+
+def _annotation_faults(built: Any, evaluated: bool) -> Iterator[str]:
+    """Look into a file of COCO's format, where the data set has one."""
+    path = str(getattr(built, 'ann_file', ''))
+    if not path.endswith('.json') or not os.path.isfile(path):
+        return
+    with open(path, encoding='utf-8') as file:
+        content = json.load(file)
+    if isinstance(content, dict) and {'annotations', 'images'} <= content.keys():
+        masks = any(getattr(step, 'with_mask', False) for step in loading_steps(built))
+        for is_fault, line in coco_faults(content, built, evaluated, masks):
+            yield f'{path}: {line}' if is_fault else f'warning: {path}: {line}'
+
+
+def _class_folder_faults(
+    built: Any, paths: Iterable[str], split: str, before: dict[str, set[str]], say: Say
+) -> Iterator[str]:
+    """Look at folders that are the classes: labels number them in order.
+
+    `before` holds the folders' names, by where they are, of the splits before; it is added to.
+    """
+    names = getattr(built, 'folder_to_idx', None)
+    if not names:
+        return
+    above = built.img_prefix
+    counts = Counter(os.path.relpath(path, above).split(os.sep)[0] for path in paths)
+    for name in names:
+        if not counts[name]:
+            yield f'{os.path.join(above, name)} holds no image'
+    fewest = min(names, key=counts.__getitem__)
+    say(f'{split}: from {counts[fewest]:,} ({fewest}) to {max(counts.values()):,} images a class')
+    for other, theirs in before.items():
+        if theirs != set(names):
+            lone = ', '.join(sorted(theirs ^ set(names)))
+            yield (
+                f'{other} and {above} have different folders of classes ({lone:.200} in one only), '
+                'and labels number the folders in order: give both the same ones'
+            )
+    before[above] = set(names)
+
+
+def _lone_labels(built: Any) -> Iterator[str]:
+    """Yield the label maps without an image: mmseg begins with the images, and never sees them."""
+    folder = (getattr(built, 'data_prefix', None) or {}).get('seg_map_path')
+    suffix = getattr(built, 'seg_map_suffix', None)
+    if not folder or not suffix or built.ann_file or not os.path.isdir(folder):
+        return
+    used = {built.get_data_info(i).get('seg_map_path') for i in range(len(built))}
+    names = list_dir_or_file(folder, list_dir=False, suffix=suffix, recursive=True)
+    for path in sorted({os.path.join(folder, name) for name in names} - used):
+        yield f'label map {path} has no image'
 
 
 def _head_faults(node: Any, classes: Sequence[str] | None, place: str = 'model') -> Iterator[str]:
@@ -150,112 +223,82 @@ def _head_faults(node: Any, classes: Sequence[str] | None, place: str = 'model')
                 f'{place}.num_classes is {found}, and the training data has {len(classes)} '
                 f'classes: set it to {len(classes)} in the config'
             )
-        for name, value in node.items():
-            yield from _head_faults(value, classes, f'{place}.{name}')
+        node = {str(key): value for key, value in node.items()}
     elif isinstance(node, list | tuple):
-        for i, value in enumerate(node):
-            yield from _head_faults(value, classes, f'{place}.{i}')
-
-
-def _count_faults(
-    dataset: Mapping[str, Any], paths: Collection[str], split: str, say: Say, subset: bool
-) -> Iterator[str]:
-    """Say how many images a data set has, and yield if the public one has another number."""
-    kind = type_name(dataset['type'])
-    root = dataset.get('data_root') or ''
-    where = join_path(root, dataset['ann_file']) if dataset.get('ann_file') else root
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    public = not classes and not os.path.exists(os.path.join(root, 'mini_data.json'))
-    expected = EXPECTED_IMAGES.get(kind, {}).get(split) if public else None
-    # Of the images that a COCO file lists, training reads those with objects.
-    count = len(image_sizes(where) if expected and where.endswith('.json') else paths)
-    of = f' of {expected:,}' if expected else ''
-    say(f'{split}: {kind}: {count:,}{of} images, {where}')
-    if expected and count != expected and not subset:
-        yield (
-            f'{where}: {count:,} images, the data set has {expected:,}; get the rest, or '
-            'pass --subset if a part is meant'
-        )
-
-
-def _class_faults(
-    built: BaseDataset, paths: Collection[str], split: str, say: Say
-) -> Iterator[str]:
-    """Say what the folders of classes hold, and yield those without an image.
-
-    Nothing tells what ought to be in a folder: that a class has fewer images than the others, or a
-    file that is passed over, is said and is no fault.
-    """
-    folders = getattr(built, 'folder_to_idx', None)
-    if not folders:
+        node = {str(i): value for i, value in enumerate(node)}
+    else:
         return
-    above = built.img_prefix
-    counts = Counter(os.path.relpath(path, above).split(os.sep)[0] for path in paths)
-    for name in folders:
-        if not counts[name]:
-            yield f'{os.path.join(above, name)} holds no image'
-    fewest, most = min(folders, key=counts.__getitem__), max(counts.values())
-    say(f'{split}: from {counts[fewest]:,} ({fewest}) to {most:,} images a class')
-    passed_over = [
-        path
-        for name in folders
-        for folder, _, files in os.walk(os.path.join(above, name), followlinks=True)
-        for path in sorted(os.path.join(folder, file) for file in files)
-        if path not in paths
-    ]
-    if passed_over:
-        number = f'{len(passed_over):,} file{"s" * (len(passed_over) > 1)}'
-        say(f'{split}: {number} passed over as no images, the first {passed_over[0]}')
+    for name, value in node.items():
+        yield from _head_faults(value, classes, f'{place}.{name}')
 
 
-def _loaders(dataset: Mapping[str, Any], scope: str | None) -> list[CheckedLoad]:
-    """The loading steps of a data set's pipeline, as training guards them."""
-    steps = guard_dataset(dataset, scope) if dataset.get('pipeline') else []
-    return [
-        TRANSFORMS.build({**step, 'on_error': 'raise'})
-        for step in steps
-        if step['type'] == CheckedLoad.__name__
-    ]
+def _look(
+    built: Any, place: int, decode: bool, dark: list[str]
+) -> tuple[dict, np.ndarray | None, list[str]]:
+    """Load a sample's files as a run does; without `decode` its image is looked up only.
 
-
-def _sample_faults(
-    built: BaseDataset, loaders: Sequence[CheckedLoad], decode: bool, index: int
-) -> list[str]:
-    """Load a sample's files as a run does; without `decode` its image is looked up only."""
-    sample = built.prepare_data(index)
-    faults = [] if decode else _lookup_faults(sample['img_path'])
-    for load in loaders:
-        # A small file of its own, of which nothing but its pixels tells whether it fits.
-        label_map = sample.get('seg_map_path') and load.keys == ('seg_map_path',)
-        if label_map or (decode and not faults):
-            try:
-                sample = load(sample)
-            except DataFileError as error:
-                faults.append(str(error))
-    return faults
+    Returns:
+        The sample, its label map if it has one, and what is wrong.
+    """
+    sample = built.get_data_info(place)
+    path = sample['img_path']
+    label_map, faults = _look_at_labels(built, built.get_data_info(place))
+    local = '://' not in path and not getattr(built, 'backend_args', None)
+    if not decode:
+        return sample, label_map, faults + (_lookup_faults(path) if local else [])
+    try:
+        loaded = built.prepare_data(place)
+        if loaded is None:
+            raise ValueError('its loading steps give nothing')
+    except Exception as error:
+        fault = sample_fault(built, place) or f'{path} cannot be loaded ({first_line(error)})'
+        return sample, label_map, [*faults, fault]
+    faults += loaded_faults(loaded)
+    if local and (broken := file_fault(path, None)):
+        faults.append(broken)  # what decoders let pass
+    image = loaded.get('img')
+    if image is not None and image.dtype == np.uint8 and image.max(initial=0) <= _DARK:
+        dark.append(path)
+    return sample, label_map, faults
 
 
 def _lookup_faults(path: str) -> list[str]:
     """Say whether an image is missing or empty, without reading it."""
-    if is_remote(path):
-        return []
     try:
         size = os.path.getsize(path)
     except OSError as error:
-        return [f'image {path}: {error.strerror}']
-    return [] if size else [f'image {path} is empty']
+        return [f'{path} cannot be read ({error.strerror})']
+    if os.path.isdir(path):
+        return [f'{path} is a folder, must be an image']
+    return [] if size else [f'{path} is empty (0 bytes)']
 
 
-def _each(
-    look: Callable[[int], list[str]], indices: Sequence[int], what: str, progress: Progress
-) -> Iterator[str]:
-    """Look at samples, some at once, and yield their faults in order."""
-    rest = iter(indices)
-    done = 0
-    progress(what, done, len(indices))
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        while batch := list(islice(rest, 4 * _WORKERS)):
-            for faults in pool.map(look, batch):
-                yield from faults
-            done += len(batch)
-            progress(what, done, len(indices))
+def _look_at_labels(built: Any, sample: dict) -> tuple[np.ndarray | None, list[str]]:
+    """Load a sample's label map, and say what is wrong with it."""
+    path = str(sample.get('seg_map_path'))
+    try:
+        labels = load_labels(built, sample)
+    except Exception as error:
+        fault = file_fault(path, error) or f'{path} cannot be loaded ({first_line(error)})'
+        return None, [fault]
+    faults = list(loaded_faults(sample))
+    if labels is None or labels.ndim != 2:
+        return None, faults
+    return labels, faults + _stored_faults(path)
+
+
+def _stored_faults(path: str) -> list[str]:
+    """Say how a label map loses its labels when it is stored or read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            kind, mode = image.format, image.mode
+            top = np.max(np.asarray(image)) if mode.startswith(('I', 'F')) else 0
+    except OSError:  # remote, or of a format of its loader's
+        return []
+    if kind == 'JPEG':
+        return [f'{path} is a JPEG, which blurs labels into others: write it anew as png']
+    if mode == 'F' or not 0 <= top <= IGNORED:
+        return [f'{path} has label {top} ({mode}): labels are read as 8 bits, 0 to {IGNORED}']
+    return []

@@ -1,4 +1,4 @@
-"""One model on images, folders and videos, by the libraries' inferencers, with overlays written."""
+"""A trained model on images, folders and videos, by its library's own inferencer and visualizer."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ import contextlib
 import io
 import logging
 import os
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import DefaultScope
+from mmengine.registry import TRANSFORMS, DefaultScope
+from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.structures import InstanceData, PixelData
+from PIL import Image
 from torch import nn
 
 from clustr_mm.datasets.files import IMAGE_SUFFIXES
+from clustr_mm.datasets.pixels import as_photo, rgb_or_bands
 from clustr_mm.engine.config import load_config
-from clustr_mm.engine.devices import choose_device
 from clustr_mm.engine.errors import UserError
-from clustr_mm.engine.options import add_trust
-from clustr_mm.engine.pictures import draw_sample
+from clustr_mm.engine.options import add_trust, choose_device
 from clustr_mm.weights.files import (
     load_strictly,
     read_checkpoint,
@@ -33,58 +35,117 @@ from clustr_mm.weights.files import (
     trust_checkpoints,
 )
 
-# The library of every task.
+# The library of every task, and its visualizer where a config names none.
 TASKS = {
     'classification': 'mmpretrain',
     'detection': 'mmdet',
     'pose': 'mmpose',
     'segmentation': 'mmseg',
 }
+_VISUALIZERS = {
+    'mmdet': 'DetLocalVisualizer',
+    'mmpose': 'PoseLocalVisualizer',
+    'mmpretrain': 'UniversalVisualizer',
+    'mmseg': 'SegLocalVisualizer',
+}
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
-
+_SIDE = 480  # pixels that an overlay has at least, about, squared
 _OVERLAP = 0.3  # IoU above which two detected boxes are one person, as in mmpose's inferencer
 
 _logger = logging.getLogger(__name__)
+_handed: dict[str, dict[str, Any]] = {}  # contents of checkpoints on their way to an inferencer
 
-Draw = Callable[[str, str], None]  # an image file to an overlay file
-Persons = Callable[[str], np.ndarray]  # an image file to boxes: left, top, right, bottom, (P, 4)
+# An image (H, W, C) to boxes: left, top, right, bottom, (P, 4).
+Persons = Callable[[np.ndarray], np.ndarray]
+
+
+@CheckpointLoader.register_scheme(prefixes='handed:')
+def _take(filename: str, map_location: Any = None) -> dict[str, Any]:
+    return _handed.pop(filename)
 
 
 @dataclass(frozen=True)
 class Demo:
-    """A loaded model that draws what it predicts; called with an image file and an overlay file.
+    """A loaded model, called with an image, draws what it predicts there.
 
     Attributes:
-        task: One of ``TASKS``.
         inferencer: The library's own, with the model in it.
-        persons: Finds the persons of a pose model's image.
+        read: Reads an image file as the config's test pipeline does; see :func:`image_loader`.
+        persons: Finds the persons of a top-down pose model's image.
         how: Options of the library's visualizer.
     """
 
-    task: str
     inferencer: Any
-    persons: Persons
-    how: Mapping[str, Any]
+    read: Callable[[str], np.ndarray]
+    persons: Persons | None = None
+    how: dict[str, Any] = field(default_factory=dict)
 
     @property
     def model(self) -> nn.Module:
         """The library's model."""
         return self.inferencer.model
 
-    def predict(self, image: str) -> Any:
-        """The library's data sample of an image; without instances where nobody is found."""
-        if self.task == 'pose':
-            sample = _predict_poses(self.model, image, self.persons(image))
-        else:
-            result = self.inferencer(image, return_datasamples=True)
-            result = result['predictions'] if isinstance(result, dict) else result
-            sample = result[0] if isinstance(result, list) else result
-        sample.set_metainfo({'img_path': image})
-        return sample
+    def predict(self, image: np.ndarray) -> Any:
+        """The library's data sample of an image (H, W, C), BGR where C is 3."""
+        if self.persons is not None:
+            return _predict_poses(self.model, image, self.persons(image))
+        result = self.inferencer(image, return_datasamples=True)
+        if not isinstance(result, dict | list) and hasattr(result, '__next__'):
+            result = next(result)  # mmpose's
+        result = result['predictions'] if isinstance(result, dict) else result
+        return result[0] if isinstance(result, list) else result
 
-    def __call__(self, image: str, overlay: str) -> None:
-        """Draws what the model predicts in one image, into another file."""
-        draw_sample(self.inferencer.visualizer, self.predict(image), overlay, **self.how)
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Draws what the model predicts: (H, W, 3) uint8, RGB, of an image as for ``predict``."""
+        sample, photo = self.predict(image), as_photo(rgb_or_bands(image))
+        visualizer = self.inferencer.visualizer
+        # Of a small image's pixels each becomes several: labels are read, and lines get finer.
+        factor = max(1, round(_SIDE / (photo.shape[0] * photo.shape[1]) ** 0.5))
+        photo = photo.repeat(factor, 0).repeat(factor, 1)
+        chance = np.random.get_state()
+        np.random.seed(0)  # mmdet varies the masks' colours; a video would flicker
+        try:
+            if hasattr(visualizer, 'visualize_cls'):
+                visualizer.visualize_cls(photo, sample, self.inferencer.classes, draw_gt=False)
+            else:
+                sample = _enlarge(sample, factor)
+                visualizer.add_datasample('', photo, sample, draw_gt=False, **self.how)
+        finally:
+            np.random.set_state(chance)
+        return visualizer.get_image()
+
+    def draw_file(self, file: Path, overlay: Path) -> None:
+        """Draws on an image, or on every frame of a video, into another file."""
+        overlay.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix.lower() in VIDEOS:
+            _draw_video(self, file, overlay)
+        else:
+            Image.fromarray(self(self.read(str(file)))).save(overlay)
+
+
+def image_loader(cfg: Config) -> Callable[[str], np.ndarray]:
+    """The first step of a config's test pipeline that loads an image.
+
+    Returns:
+        Reads a file: (H, W, C), BGR where C is 3, bands of any type elsewhere. It raises
+        ``UserError`` where that is no image.
+    """
+    steps = (cfg.get('test_dataloader') or {}).get('dataset', {}).get('pipeline') or []
+    plain = dict(type='LoadImageFromFile')
+    step = next((each for each in steps if _type_name(each).startswith('LoadImage')), plain)
+    with _in_library(cfg.get('default_scope')):
+        load = TRANSFORMS.build(step)
+
+    def read(path: str) -> np.ndarray:
+        try:
+            return load(dict(img_path=path))['img']
+        except Exception as error:  # each decoder has its own
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f'{path} is no image that can be read ({reason}); leave it out') from (
+                error
+            )
+
+    return read
 
 
 def load_demo(
@@ -110,46 +171,36 @@ def load_demo(
         score: The lowest score that is drawn, of detected objects and of keypoints; and the lowest
             that a detector's person has. Classification and segmentation have none.
 
-    Returns:
-        The model, ready to draw.
-
     Raises:
         UserError: If the config is of another task, the checkpoint names no classes, a box has no
             area, or the detector has no such class.
         CheckpointError: If the checkpoint does not fit the model.
     """
-    persons = _given(boxes) if boxes else _whole_image
-    inferencer = _load(TASKS[task], _config_for(task, config), checkpoint, device)
-    how: dict[str, Any] = dict(draw_gt=False)
-    if task == 'detection':
-        how['pred_score_thr'] = score
-    elif task == 'pose':
-        how |= dict(kpt_thr=score, draw_bbox=True)
-        if detector is not None:
-            path, weights, category = detector
-            finder = _load('mmdet', _config_for('detection', path), weights, device)
-            persons = _found_by(finder, category, score)
-    return Demo(task, inferencer, persons, how)
-
-
-def _given(boxes: Sequence[Sequence[float]]) -> Persons:
-    """The same persons in every image; [left, top, width, height] in pixels, one a person."""
     for box in boxes:
         if not (np.isfinite(box).all() and min(box[2:]) > 0):
             raise UserError(
                 f'box {" ".join(f"{each:g}" for each in box)} has no area; '
                 'give left, top, width and height in pixels'
             )
+    cfg = _config_for(task, config)
+    demo = Demo(_inferencer(cfg, checkpoint, device), image_loader(cfg))
+    if task == 'detection':
+        demo.how['pred_score_thr'] = score
+    if task != 'pose':
+        return demo
+    demo.how.update(kpt_thr=score, draw_bbox=True)
+    if cfg.data_mode != 'topdown':
+        return demo
+    if detector is not None:
+        path, weights, category = detector
+        finder = _inferencer(_config_for('detection', path), weights, device)
+        return Demo(demo.inferencer, demo.read, _found_by(finder, category, score), demo.how)
     corners = np.array([[x, y, x + w, y + h] for x, y, w, h in boxes], dtype=np.float32)
-    return lambda image: corners
 
+    def given(image: np.ndarray) -> np.ndarray:
+        return corners if len(boxes) else np.array([[0, 0, *image.shape[1::-1]]], dtype=np.float32)
 
-def _whole_image(image: str) -> np.ndarray:
-    """One person that fills the image."""
-    import mmcv
-
-    height, width = mmcv.imread(image).shape[:2]
-    return np.array([[0, 0, width, height]], dtype=np.float32)
+    return Demo(demo.inferencer, demo.read, given, demo.how)
 
 
 def _found_by(detector: Any, category: int, score: float) -> Persons:
@@ -158,7 +209,7 @@ def _found_by(detector: Any, category: int, score: float) -> Persons:
     if not 0 <= category < len(classes):
         raise UserError(f'the detector has classes 0 to {len(classes) - 1}, and no {category}')
 
-    def find(image: str) -> np.ndarray:
+    def find(image: np.ndarray) -> np.ndarray:
         from mmpose.evaluation.functional import nms
 
         (sample,) = detector(image, return_datasamples=True)['predictions']
@@ -170,7 +221,7 @@ def _found_by(detector: Any, category: int, score: float) -> Persons:
     return find
 
 
-def _predict_poses(model: nn.Module, image: str, boxes: np.ndarray) -> Any:
+def _predict_poses(model: nn.Module, image: np.ndarray, boxes: np.ndarray) -> Any:
     """A data sample of all persons. mmpose would take the whole image where there is no box."""
     from mmpose.apis import inference_topdown
     from mmpose.structures import PoseDataSample, merge_data_samples
@@ -181,12 +232,102 @@ def _predict_poses(model: nn.Module, image: str, boxes: np.ndarray) -> Any:
         return merge_data_samples(inference_topdown(model, image, boxes))
 
 
-def add_demo_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what the demos' command lines share; :func:`demo_from` takes it.
+@contextlib.contextmanager
+def _in_library(name: str | None) -> Iterator[None]:
+    """Builds a library's parts by their names, without what it prints about itself."""
+    scope = DefaultScope.overwrite_default_scope(name)
+    with scope, contextlib.redirect_stdout(io.StringIO()):
+        yield
 
-    Args:
-        parser: Where to add it.
-    """
+
+def _enlarge(sample: Any, factor: int) -> Any:
+    """Moves a prediction to where it is in an image of repeated pixels."""
+
+    def repeat(pixels: Any) -> torch.Tensor:
+        return torch.as_tensor(pixels).repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+
+    sample = sample.new()
+    for name, part in [each for each in sample.items() if each[0].startswith('pred_')]:
+        if isinstance(part, PixelData):
+            sample.set_field(PixelData(data=repeat(part.data)), name)
+        elif isinstance(part, InstanceData):
+            moved = part.new()
+            for key in {'bboxes', 'keypoints'} & set(part.keys()):
+                moved.set_field(part[key] * factor, key)
+            if 'masks' in part:
+                moved.set_field(repeat(part.masks), 'masks')
+            sample.set_field(moved, name)
+    return sample
+
+
+def _type_name(node: Any) -> str:
+    """The name of what a config's dict builds; a Python-style config has the class itself."""
+    kind = node['type']
+    return kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
+
+
+def _config_for(task: str, path: str) -> Config:
+    """Reads a config, with what the inferencers look for in the form that they know."""
+    cfg = load_config(path)
+    library = TASKS[task]
+    scope = cfg.setdefault('default_scope', library)
+    if scope != library:
+        of = next((name for name, each in TASKS.items() if each == scope), 'no known task')
+        raise UserError(f'config {path} is for {of}, not for {task}; give another config or task')
+    if not cfg.get('test_dataloader'):
+        raise UserError(f'config {path} has no test_dataloader, whose pipeline reads images')
+    dataset = cfg.test_dataloader.dataset
+    for step in dataset.pipeline:
+        if not isinstance(step['type'], str) and _type_name(step).startswith('Load'):
+            step['type'] = _type_name(step)
+    # They look for the first two at the top, and build backends that would have nowhere to write.
+    cfg.setdefault('dataset_type', _type_name(dataset))
+    cfg.setdefault('data_mode', dataset.get('data_mode', 'topdown'))
+    cfg.setdefault('visualizer', dict(type=_VISUALIZERS[library])).pop('vis_backends', None)
+    return cfg
+
+
+def _inferencer(cfg: Config, checkpoint: str, device: str) -> Any:
+    """The library's inferencer with a model whose weights are all from the checkpoint."""
+    content = read_checkpoint(checkpoint)
+    if 'dataset_meta' not in (content.get('meta') or {}):
+        raise UserError(
+            f'checkpoint {checkpoint} does not name its classes; give one that training wrote'
+        )
+    weights = f'handed:{checkpoint}'
+    _handed[weights] = content
+    # They load what fits and print what does not; what does not is an error here.
+    with _in_library(cfg.default_scope):
+        inferencer = _build(cfg, weights, device)
+    load_strictly(inferencer.model, state_dict_of(content, checkpoint), checkpoint)
+    return inferencer
+
+
+def _build(cfg: Config, weights: str, device: str) -> Any:
+    if cfg.default_scope == 'mmdet':
+        from mmdet.apis import DetInferencer
+
+        return DetInferencer(cfg, weights, device, show_progress=False)
+    if cfg.default_scope == 'mmseg':
+        from mmseg.apis import MMSegInferencer
+
+        inferencer = MMSegInferencer(cfg, weights, device=device, show_progress=False)
+        inferencer.visualizer.set_dataset_meta(**inferencer.model.dataset_meta)
+        return inferencer
+    if cfg.default_scope == 'mmpose':
+        from mmpose.apis import Pose2DInferencer
+
+        return Pose2DInferencer(cfg, weights, device, det_model='whole_image')
+    from mmpretrain.apis import ImageClassificationInferencer
+    from mmpretrain.visualization import UniversalVisualizer
+
+    inferencer = ImageClassificationInferencer(cfg, weights, device)
+    inferencer.visualizer = UniversalVisualizer()  # which it makes at its own first drawing
+    return inferencer
+
+
+def add_demo_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what the demos' command lines share; :func:`demo_from` takes it."""
     parser.add_argument('task', choices=sorted(TASKS), metavar='TASK')
     parser.add_argument('config', help="the model's config")
     parser.add_argument('checkpoint', help='a checkpoint that training wrote')
@@ -204,13 +345,6 @@ def add_demo_options(parser: argparse.ArgumentParser) -> None:
 
 def demo_from(options: argparse.Namespace, boxes: Sequence[Sequence[float]] = ()) -> Demo:
     """Loads the model that a demo's command line names, and keeps the libraries quiet.
-
-    Args:
-        options: What a parser with :func:`add_demo_options` read.
-        boxes: As for :func:`load_demo`.
-
-    Returns:
-        The model, ready to draw.
 
     Raises:
         UserError: As for :func:`load_demo`; or if persons are asked for in another task, in two
@@ -238,126 +372,44 @@ def demo_from(options: argparse.Namespace, boxes: Sequence[Sequence[float]] = ()
     )
 
 
-def _config_for(task: str, path: str) -> Config:
-    cfg = load_config(path)
-    scope = cfg.get('default_scope')
-    if scope != TASKS[task]:
-        of = next((name for name, library in TASKS.items() if library == scope), 'no known task')
-        raise UserError(f'config {path} is for {of}, not for {task}; give another config or task')
-    backbone = cfg.model.get('backbone') or {}
-    if 'init_cfg' in backbone:
-        backbone['init_cfg'] = None  # the checkpoint brings all weights
-    if task == 'pose':
-        # mmpose's inferencer looks for what its own configs say at their top.
-        dataset = cfg.test_dataloader.dataset
-        cfg.setdefault('dataset_type', dataset.type)
-        cfg.setdefault('data_mode', dataset.get('data_mode', 'topdown'))
-    return cfg
+def plan_overlays(source: str, out_dir: str) -> list[tuple[Path, Path]]:
+    """The images and videos of a file or folder, each with the overlay to be drawn.
 
-
-def _load(library: str, cfg: Config, checkpoint: str, device: str) -> Any:
-    """A library's inferencer with a model whose weights are all from the checkpoint."""
-    content = read_checkpoint(checkpoint)
-    if 'dataset_meta' not in (content.get('meta') or {}):
-        raise UserError(
-            f'checkpoint {checkpoint} does not name its classes; give one that training wrote'
-        )
-    # They load what fits and print what does not; what does not is an error here.
-    scope = DefaultScope.overwrite_default_scope(library)
-    with scope, contextlib.redirect_stdout(io.StringIO()):
-        inferencer = _build(library, cfg, checkpoint, device)
-    load_strictly(inferencer.model, state_dict_of(content, checkpoint), source=checkpoint)
-    return inferencer
-
-
-def _build(library: str, cfg: Config, checkpoint: str, device: str) -> Any:
-    if library == 'mmdet':
-        from mmdet.apis import DetInferencer
-
-        return DetInferencer(cfg, checkpoint, device, show_progress=False)
-    if library == 'mmseg':
-        from mmseg.apis import MMSegInferencer
-
-        return MMSegInferencer(cfg, checkpoint, device=device, show_progress=False)
-    if library == 'mmpose':
-        from mmpose.apis import Pose2DInferencer
-
-        return Pose2DInferencer(cfg, checkpoint, device, det_model='whole_image')
-    from mmpretrain.apis import ImageClassificationInferencer
-    from mmpretrain.visualization import UniversalVisualizer
-
-    inferencer = ImageClassificationInferencer(cfg, checkpoint, device)
-    inferencer.visualizer = UniversalVisualizer()  # which it makes at its own first drawing
-    return inferencer
-
-
-def run_demo(draw: Draw, source: str, out_dir: str) -> Iterator[str]:
-    """Draws overlays of an image, of all images and videos in a folder, or of a video's frames.
-
-    Args:
-        draw: What :func:`load_demo` returned.
-        source: The file or folder.
-        out_dir: The folder of the overlays; each is named after its file, and a PNG where that
-            does not end as an image does. A video that ends early is warned of.
-
-    Yields:
-        The overlays' paths, as they are written.
+    An overlay is named after its file: a video's ends in .mp4, and that of a file whose ending is
+    no image's in .png.
 
     Raises:
-        UserError: If there is nothing to draw, or a file cannot be read; or, before anything is
-            drawn, if an overlay would replace one of the files or another overlay.
+        UserError: If there is none, or an overlay would replace one of the files or another.
     """
     path = Path(source)
+    if not path.exists():
+        raise UserError(f'{source} does not exist; give an image, a folder or a video')
+    files = [path]
     if path.is_dir():
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES + VIDEOS)
-        if not files:
-            raise UserError(f'{source} has no image and no video in it; give another folder')
-    elif path.is_file():
-        files = [path]
-    else:
-        raise UserError(f'{source} does not exist; give an image, a folder or a video')
-    overlays = _overlays(files, out_dir)
-    os.makedirs(out_dir, exist_ok=True)
-    for file, overlay in zip(files, overlays, strict=True):
-        if file.suffix.lower() in VIDEOS:
-            _draw_video(draw, file, overlay)
-        else:
-            _check_image(file)
-            draw(str(file), overlay)
-        yield overlay
-
-
-def _overlays(files: Sequence[Path], out_dir: str) -> list[str]:
-    """The overlays' paths, each for itself and none of them a file that is drawn on."""
+    if not files:
+        raise UserError(f'{source} has no image and no video in it; give another folder')
     inputs = {file.resolve() for file in files}
     owners: dict[Path, Path] = {}
-    overlays = []
     for file in files:
-        overlay = Path(out_dir, file.name)
+        overlay = Path(out_dir, file.name).resolve()
         if file.suffix.lower() in VIDEOS:
             overlay = overlay.with_suffix('.mp4')
-        elif file.suffix.lower() not in IMAGE_SUFFIXES:  # by which the overlay's format is chosen
+        elif file.suffix.lower() not in IMAGE_SUFFIXES:
             overlay = overlay.with_suffix('.png')
-        if overlay.resolve() in inputs:
+        if overlay in inputs:
             raise UserError(
                 f'the overlay of {file} would replace {overlay}; choose another --out-dir'
             )
-        other = owners.setdefault(overlay.resolve(), file)
-        if other is not file:
-            raise UserError(f'{other} and {file} would share the overlay {overlay}; rename one')
-        overlays.append(str(overlay))
-    return overlays
+        if overlay in owners:
+            raise UserError(
+                f'{owners[overlay]} and {file} would share the overlay {overlay}; rename one'
+            )
+        owners[overlay] = file
+    return [(file, Path(out_dir, overlay.name)) for overlay, file in owners.items()]
 
 
-def _check_image(file: Path) -> None:
-    import mmcv
-
-    if file.stat().st_size == 0 or mmcv.imread(str(file)) is None:
-        raise UserError(f'{file} is no image or video that can be read; leave it out')
-
-
-def _draw_video(draw: Draw, video: Path, overlay: str) -> None:
-    """Draws every frame; as a file, for not all inferencers read an array's colours alike."""
+def _draw_video(demo: Demo, video: Path, overlay: Path) -> None:
     import cv2
     import mmcv
 
@@ -365,22 +417,17 @@ def _draw_video(draw: Draw, video: Path, overlay: str) -> None:
     if not frames.opened or len(frames) == 0:
         raise UserError(f'{video} is no video that can be read; leave it out')
     writer, drawn = None, 0
-    with tempfile.TemporaryDirectory() as folder:
-        before, after = os.path.join(folder, 'frame.png'), os.path.join(folder, 'overlay.png')
-        partial = os.path.join(folder, 'overlay.mp4')
-        for frame in frames:
-            mmcv.imwrite(frame, before)
-            draw(before, after)
-            picture = mmcv.imread(after)
-            if writer is None:
-                size = (picture.shape[1], picture.shape[0])
-                code = cv2.VideoWriter.fourcc(*'mp4v')
-                writer = cv2.VideoWriter(partial, code, frames.fps or 25.0, size)
-            writer.write(picture)
-            drawn += 1
+    partial = overlay.with_name(f'partial-{overlay.name}')
+    for frame in frames:
+        picture = demo(frame)
         if writer is None:
-            raise UserError(f'{video} has no frame that can be read; leave it out')
-        writer.release()
-        if drawn < len(frames):  # cut off, or its container counts more than it holds
-            _logger.warning('%s: %d of %d frames could be read', video, drawn, len(frames))
-        Path(overlay).write_bytes(Path(partial).read_bytes())
+            code = cv2.VideoWriter.fourcc(*'mp4v')
+            writer = cv2.VideoWriter(str(partial), code, frames.fps or 25.0, picture.shape[1::-1])
+        writer.write(picture[..., ::-1])
+        drawn += 1
+    if writer is None:
+        raise UserError(f'{video} has no frame that can be read; leave it out')
+    writer.release()
+    if drawn < len(frames):  # cut off, or its container counts more than it holds
+        _logger.warning('%s: %d of %d frames could be read', video, drawn, len(frames))
+    os.replace(partial, overlay)

@@ -11,7 +11,8 @@ import pickle
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from clustr_mm.weights.download import local_file
 from clustr_mm.weights.safe_pickle import WantsCodeError, restricted_pickle
 
+# With 1 in this variable torch.load refuses every pickle of more than plain data.
+WEIGHTS_ONLY = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _CHECKSUM = 'sha256'  # of the tensors: safetensors' own format has none
 # What DistributedDataParallel and torch.compile put before the names of what they wrap.
 _WRAPPERS = ('module.', '_orig_mod.')
@@ -316,12 +319,24 @@ def _read_torch(path: Path, map_location: str | torch.device, trust: bool, struc
     except pickle.UnpicklingError:
         pass
     known = restricted_pickle(structures)
-    try:  # a training checkpoint of mmengine, for example
-        return torch.load(path, map_location, pickle_module=known, weights_only=False)
-    except WantsCodeError:
-        if not trust:
-            raise
-    return torch.load(path, map_location=map_location, weights_only=False)
+    with _own_unpickler():
+        try:  # a training checkpoint of mmengine, for example
+            return torch.load(path, map_location, pickle_module=known, weights_only=False)
+        except WantsCodeError:
+            if not trust:
+                raise
+        return torch.load(path, map_location=map_location, weights_only=False)
+
+
+@contextmanager
+def _own_unpickler() -> Iterator[None]:
+    """Lifts the variable under which torch.load takes no unpickler but its own, ours neither."""
+    forced = os.environ.pop(WEIGHTS_ONLY, None)
+    try:
+        yield
+    finally:
+        if forced is not None:
+            os.environ[WEIGHTS_ONLY] = forced
 
 
 def _without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from clustr_mm.datasets.masks import rle
 from clustr_mm.datasets.mini.classes import BY_NAME, CLASSES, COCO_CATEGORIES, LABELS, THINGS
 from clustr_mm.datasets.mini.figures import (
     BODY,
@@ -41,6 +40,24 @@ def write_jpeg(path: Path, image: np.ndarray) -> None:
     """Write an (H, W, 3) uint8 RGB picture."""
     _, data = cv2.imencode('.jpg', image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
     path.write_bytes(data.tobytes())  # unlike cv2.imwrite, this says why it fails
+
+
+def rle(mask: np.ndarray) -> dict:
+    """COCO's run-length code of a mask, uncompressed: exact, and needs no pycocotools to write.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        ``size`` (H, W) and ``counts``, lengths of runs down the columns, the first one of zeros.
+    """
+    flat = np.concatenate([[0], mask.T.ravel().astype(np.int8), [0]])
+    changes = np.flatnonzero(np.diff(flat))
+    ends = np.concatenate([[0], changes, [mask.size]])
+    counts = np.diff(ends).tolist()
+    if counts[-1] == 0:  # the mask reaches the last pixel
+        counts.pop()
+    return dict(size=list(mask.shape), counts=counts)
 
 
 class AdeWriter:
