@@ -12,32 +12,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch.overrides import TorchFunctionMode
 
-from clustr_mm import ClusTR
 from clustr_mm.engine.errors import UserError
-
-
-def load_config(path: str) -> Config:
-    """Reads a config.
-
-    Raises:
-        UserError: If there is none.
-    """
-    try:
-        return Config.fromfile(path)
-    except FileNotFoundError as error:
-        raise UserError(f'config {path} does not exist; check the path') from error
-
-
-def clustr_backbone(cfg: Config) -> Any:
-    """A config's ``model.backbone``, a ConfigDict.
-
-    Raises:
-        UserError: If that is no ClusTR.
-    """
-    backbone = (cfg.get('model') or {}).get('backbone') or {}
-    if backbone.get('type') not in ('ClusTR', ClusTR):
-        raise UserError(f'config {cfg.filename} has no model with the backbone ClusTR; give one')
-    return backbone
 
 
 @dataclass(frozen=True)
