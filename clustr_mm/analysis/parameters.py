@@ -12,8 +12,6 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch.overrides import TorchFunctionMode
 
-from clustr_mm.engine.errors import UserError
-
 
 @dataclass(frozen=True)
 class Parameters:
@@ -58,10 +56,10 @@ def build_empty(cfg: Config) -> Any:
         The model, its parameters on the meta device, its buffers wherever they were made.
 
     Raises:
-        UserError: If it has no model with a backbone.
+        ValueError: If it has no model with a backbone.
     """
     if 'backbone' not in (cfg.get('model') or {}):
-        raise UserError(f'config {cfg.filename} has no model with a backbone; give one that has')
+        raise ValueError(f'config {cfg.filename} has no model with a backbone; give one that has')
     MMLogger.get_current_instance().setLevel(logging.WARNING)  # not what the libraries say of it
     scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
     with scope, _EmptyOnMeta():

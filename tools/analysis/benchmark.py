@@ -18,14 +18,15 @@ clustering: dpc_knn over numbers of tokens, and the exponents by which time and 
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import statistics
 import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 
 from clustr_mm.analysis.peers import build_backbone
@@ -198,7 +199,8 @@ def clustering(options: argparse.Namespace) -> None:
 
 def exponent(n: Sequence[int], values: Sequence[float]) -> str:
     """The a of values ~ N^a: the slope of the least-squares line of their logarithms."""
-    return f'{np.polyfit(np.log(n), np.log(values), 1)[0]:.2f}'
+    x, y = [math.log(tokens) for tokens in n], [math.log(value) for value in values]
+    return f'{statistics.linear_regression(x, y).slope:.2f}'
 
 
 def said(facts: dict[str, Any]) -> str:
