@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from clustr_mm import ClusTR
 from clustr_mm.analysis.flops import PUBLISHED_KINDS, count_macs, flop_formulas
 from clustr_mm.analysis.parameters import build_empty
+from clustr_mm.analysis.peers import build_backbone
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
@@ -40,6 +41,17 @@ def test_the_published_figures_are_the_sum_of_the_kinds_that_they_hold(arch, pri
     macs = total(ClusTR(arch=arch), 224, 224)
     published = sum(macs[kind] for kind in PUBLISHED_KINDS) / 1e9
     assert published == pytest.approx(printed, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ('name', 'published'), [('resnet50', 4.1), ('swin_t', 4.5), ('pvtv2_b2', 4.0)]
+)
+def test_other_backbones_count_what_their_papers_say(name, published):
+    try:
+        model, _ = build_backbone(name, (224, 224))
+    except ValueError as error:
+        pytest.skip(str(error))
+    assert total(model, 224, 224).total() / 1e9 == pytest.approx(published, abs=0.05)
 
 
 def formula(height, width, scales=(1, 4), every=1):
