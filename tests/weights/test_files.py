@@ -78,6 +78,12 @@ def test_published_keys_are_matched_one_to_one(arch):
     assert {k for k in ours if not k.startswith('backbone.')} == {'head.fc.weight', 'head.fc.bias'}
 
 
+def test_what_was_trained_in_parallel_is_converted(tmp_path):
+    state = {f'module.{key}': value for key, value in published().items()}
+    torch.save({'model': state}, tmp_path / 'published.pth')
+    assert convert(tmp_path / 'published.pth', tmp_path / 'ours.pth') == 0
+
+
 def test_rename():
     assert rename('block3.12.attn.kv2.bias') == 'stages.2.blocks.12.attn.kvs.1.bias'
     assert rename('block1.0.attn.kv3.bias') is None
