@@ -299,7 +299,7 @@ def _inferencer(cfg: Config, checkpoint: str, device: str) -> Any:
     # They load what fits and print what does not; what does not is an error here.
     with _in_library(cfg.default_scope):
         inferencer = _build(cfg, weights, device)
-    load_strictly(inferencer.model, state_dict_of(content, checkpoint), checkpoint)
+    load_strictly(inferencer.model, state_dict_of(content, checkpoint), source=checkpoint)
     return inferencer
 
 
