@@ -9,7 +9,9 @@ config's own loading steps, too.
 """
 
 import argparse
+import logging
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 
 from clustr_mm.engine import UserError, run_tool
@@ -37,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from clustr_mm.datasets.audit import audit
 
+    warnings.simplefilter('ignore')  # of the libraries' arguments, and not of the data
+    logging.getLogger('PIL').setLevel(
+        logging.CRITICAL
+    )  # of formats that only a config's step reads
     cfg = load_config(options.config)
     if options.data_root is not None:
         set_data_root(cfg, options.data_root)

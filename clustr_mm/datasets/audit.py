@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -126,9 +125,7 @@ def _build(part: Part) -> Any:
     """Build a data set whose pipeline is its loading steps."""
     loads = [step for step in part.pipeline if type_name(step['type']).startswith('Load')]
     pipeline: dict[str, Any] = {'pipeline': loads} if part.pipeline else {}
-    # pycocotools prints how long it takes, and warnings are not about the data.
-    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+    with redirect_stdout(io.StringIO()):  # pycocotools prints how long it takes
         built = DATASETS.build({**part.cfg, **pipeline})
         built.full_init()
     return built

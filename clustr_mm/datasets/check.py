@@ -67,11 +67,6 @@ def check_paths(cfg: Mapping[str, Any], loaders: Sequence[str] = LOADERS) -> Non
                 )
 
 
-def check_data_root(cfg: Mapping[str, Any], splits: Sequence[str]) -> None:
-    """Check the paths of some of 'train', 'val' and 'test', as `check_paths` does."""
-    check_paths(cfg, [f'{split}_dataloader' for split in splits])
-
-
 def check_part(part: Part, scope: str | None) -> None:
     """Check one data set's paths, as `check_paths` does.
 

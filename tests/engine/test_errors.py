@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from toy_run import make_config
 
 from clustr_mm import ClusTR
-from clustr_mm.datasets import DataFileError
+from clustr_mm.datasets import DataNotFoundError
 from clustr_mm.engine import UserError, explain, run_tool, train
 from clustr_mm.engine.errors import explained
 
@@ -23,7 +23,7 @@ class Broken(Dataset):
         return 1
 
     def __getitem__(self, index):
-        raise DataFileError('images/7.jpg is truncated')
+        raise DataNotFoundError('images/7.jpg is truncated')
 
 
 def raised(function) -> Exception:
