@@ -104,7 +104,7 @@ def audit(
                 for sample, label_map, faults in track(found, len(first), f'{split} images'):
                     labels.add(built, sample, label_map)
                     yield from dict.fromkeys(faults)
-            if dark:
+            if 10 * len(dark) >= max(1, len(first)):
                 say(
                     f'warning: {split}: {len(dark):,} images have no value above {_DARK} of 255, '
                     f'the first {min(dark)}: were 10 or 12 bits cut down to 8?'
