@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
@@ -67,7 +66,7 @@ def audit(
     """
     scope = cfg.get('default_scope')
     init_default_scope(scope or 'mmengine')
-    folders: dict[str, set[str]] = {}
+    trained: dict[tuple[str, ...], str] = {}
     seen: list[Part] = []
     for loader in LOADERS:
         split = loader.removesuffix('_dataloader')
@@ -94,7 +93,7 @@ def audit(
             say(f'{split}: {type_name(part.cfg["type"])}: {len(first):,} images, {_source(part)}')
             if not len(built):
                 yield f'{_source(part)} ({part.place}): {_NO_SAMPLE}'
-            yield from _class_folder_faults(built, first, split, folders, say)
+            yield from _class_faults(built, part, trained)
             yield from _lone_labels(built)
             if split == 'train':
                 yield from _head_faults(cfg.get('model'), built.metainfo.get('classes'))
@@ -170,31 +169,16 @@ def _annotation_faults(built: Any, evaluated: bool) -> Iterator[str]:
             yield f'{path}: {line}' if is_fault else f'warning: {path}: {line}'
 
 
-def _class_folder_faults(
-    built: Any, paths: Iterable[str], split: str, before: dict[str, set[str]], say: Say
-) -> Iterator[str]:
-    """Look at folders that are the classes: labels number them in order.
-
-    `before` holds the folders' names, by where they are, of the splits before; it is added to.
-    """
-    names = getattr(built, 'folder_to_idx', None)
-    if not names:
-        return
-    above = built.img_prefix
-    counts = Counter(os.path.relpath(path, above).split(os.sep)[0] for path in paths)
-    for name in names:
-        if not counts[name]:
-            yield f'{os.path.join(above, name)} holds no image'
-    fewest = min(names, key=counts.__getitem__)
-    say(f'{split}: from {counts[fewest]:,} ({fewest}) to {max(counts.values()):,} images a class')
-    for other, theirs in before.items():
-        if theirs != set(names):
-            lone = ', '.join(sorted(theirs ^ set(names)))
-            yield (
-                f'{other} and {above} have different folders of classes ({lone:.200} in one only), '
-                'and labels number the folders in order: give both the same ones'
-            )
-    before[above] = set(names)
+def _class_faults(built: Any, part: Part, trained: dict[tuple[str, ...], str]) -> Iterator[str]:
+    """Compare classes with those that are `trained`, and where: labels number them in order."""
+    classes = tuple(built.metainfo.get('classes') or ())
+    if part.place.startswith('train'):
+        trained.setdefault(classes, part.place)
+    elif trained and classes not in trained:
+        theirs, other = next(iter(trained.items()))
+        lone = ', '.join(sorted(set(classes) ^ set(theirs)))
+        how = f'{lone:.200} in one only' if lone else 'in another order'
+        yield f'{other} and {part.place} have different classes ({how}), and labels number them'
 
 
 def _lone_labels(built: Any) -> Iterator[str]:
@@ -262,12 +246,10 @@ def _look(
 def _lookup_faults(path: str) -> list[str]:
     """Say whether an image is missing or empty, without reading it."""
     try:
-        size = os.path.getsize(path)
+        size = os.path.getsize(path) * os.path.isfile(path)
     except OSError as error:
         return [f'{path} cannot be read ({error.strerror})']
-    if os.path.isdir(path):
-        return [f'{path} is a folder, must be an image']
-    return [] if size else [f'{path} is empty (0 bytes)']
+    return [] if size else [f'{path} is empty, or no file']
 
 
 def _look_at_labels(built: Any, sample: dict) -> tuple[np.ndarray | None, list[str]]:

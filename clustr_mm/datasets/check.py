@@ -14,14 +14,6 @@ from mmengine.registry import DATASETS
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _LIBRARIES = ('mmdet', 'mmseg', 'mmpose', 'mmpretrain', 'mmengine')
-# What tools/make_mini_data.py calls the layout that a type reads.
-_MINI_LAYOUTS = {
-    'ADE20KDataset': 'ade20k',
-    'CocoDataset': 'coco',
-    'CocoWholeBodyDataset': 'coco_wholebody',
-    'ImageNet': 'imagenet',
-    'CustomDataset': 'imagenet',
-}
 # These fetch what is missing.
 _DOWNLOADED = ('CIFAR10', 'CIFAR100', 'FashionMNIST', 'MNIST', 'OneDLDataset')
 
@@ -68,15 +60,7 @@ def check_paths(cfg: Mapping[str, Any], loaders: Sequence[str] = LOADERS) -> Non
 
 
 def check_part(part: Part, scope: str | None) -> None:
-    """Check one data set's paths, as `check_paths` does.
-
-    Args:
-        part: the data set.
-        scope: the library that a type without scope is of.
-
-    Raises:
-        DataNotFoundError: as `check_paths` has it.
-    """
+    """Check one data set's paths, as `check_paths` does; types without scope are of `scope`."""
     dataset = part.cfg
     kind = type_name(dataset.get('type', ''))
     library = _library(dataset.get('type', ''), scope)
@@ -89,8 +73,7 @@ def check_part(part: Part, scope: str | None) -> None:
     def fail(what: str, path: str) -> None:
         named = [ann_file, *(os.path.join(each, '') for each in folders)]
         tree = f'; expected in {root}: {", ".join(filter(None, named))}' if root else ''
-        layout = _MINI_LAYOUTS.get(kind)
-        make = f', or run `python tools/make_mini_data.py DIR --layout {layout}`' if layout else ''
+        make = ' (tools/make_mini_data.py draws it)' if 'mini' in root else ''
         raise DataNotFoundError(
             f'{what}: {os.path.abspath(path)} ({part.place}, {kind}){tree}; pass --data-root DIR '
             f'to say where it is{make}'
@@ -124,16 +107,7 @@ def check_part(part: Part, scope: str | None) -> None:
 
 
 def each_part(node: Any, place: str, around: Sequence[Mapping] = ()) -> Iterator[Part]:
-    """Find the data sets that read files, through wrappers.
-
-    Args:
-        node: config of a data set or of a wrapper of some; of None there are none.
-        place: where in the config it stands.
-        around: the steps of the wrappers' pipelines.
-
-    Yields:
-        Each one.
-    """
+    """Find the data sets that read files, through wrappers (whose pipelines are `around` them)."""
     if not isinstance(node, Mapping):
         return
     steps = [step for step in node.get('pipeline') or () if isinstance(step, Mapping)]
@@ -148,11 +122,7 @@ def each_part(node: Any, place: str, around: Sequence[Mapping] = ()) -> Iterator
 
 
 def type_name(kind: str | type) -> str:
-    """A type's name without its library.
-
-    Args:
-        kind: as a config's ``type`` says it: a name, or the class itself.
-    """
+    """The name without its library of a config's ``type``, which may be a class."""
     return kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
 
 
@@ -218,12 +188,10 @@ def _exists(path: str) -> bool:
 
 
 def _holds(folder: str, suffix: str) -> bool:
-    """Whether a folder, or one below it, has a file of a name that ends so (any entry without)."""
-    if not suffix:
-        with os.scandir(os.path.expanduser(folder)) as entries:
-            return any(entries)
-    return any(
-        name.endswith(suffix)
+    """Whether a folder, or one below it, has a file whose name ends so."""
+    files = (
+        name
         for _, _, names in os.walk(os.path.expanduser(folder), followlinks=True)
         for name in names
     )
+    return any(name.endswith(suffix) for name in files)
