@@ -55,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         def track(steps: Iterable, total: int, what: str) -> Iterable:
             return progress.track(steps, total, description=what)
 
-        for fault in audit(cfg, print, track, options.decode):
-            faults += 1
-            if faults <= SHOWN:
-                print(f'fault: {fault}', flush=True)
+        for line in audit(cfg, options.decode, track):
+            faults += line.startswith('fault: ')
+            if faults <= SHOWN or not line.startswith('fault: '):
+                print(line, flush=True)
     if faults:
         hidden = f' ({SHOWN} shown)' if faults > SHOWN else ''
         raise UserError(

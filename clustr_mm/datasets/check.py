@@ -68,6 +68,7 @@ def check_part(part: Part, scope: str | None) -> None:
         return
     root = dataset.get('data_root') or ''
     ann_file = dataset.get('ann_file')
+    ann_file = ann_file if isinstance(ann_file, str) else ''
     folders = _read_folders(part, library)
 
     def fail(what: str, path: str) -> None:
@@ -83,13 +84,13 @@ def check_part(part: Part, scope: str | None) -> None:
         return
     if root and not _exists(root):
         fail('data folder not found', root)
-    if isinstance(ann_file, str) and ann_file:
+    if ann_file:
         path = os.path.join(root, ann_file)
         if not _remote(path, dataset) and not _exists(path):
             fail('annotation file not found', path)
     for folder in folders:
         path = os.path.join(root, folder)
-        if not path or _remote(path, dataset, *part.pipeline):
+        if not path or _remote(path, dataset, *_steps(part.pipeline)):
             continue
         if not os.path.isdir(os.path.expanduser(path)):
             fail('data folder not found', path)
@@ -144,10 +145,10 @@ def _read_folders(part: Part, library: str) -> list[str]:
     prefixes = part.cfg.get('data_prefix') or {}
     if not isinstance(prefixes, Mapping):  # mmpretrain allows a plain string
         prefixes = {'img_path': prefixes}
-    if type_name(part.cfg['type']) == 'ImageNet' and not any(prefixes.values()):
+    if type_name(part.cfg.get('type', '')) == 'ImageNet' and not any(prefixes.values()):
         prefixes = {'img_path': part.cfg.get('split')}
     reads = {
-        'img': any(name.startswith('LoadImage') for name, _ in steps),
+        'img': any(name.startswith('Load') and 'Image' in name for name, _ in steps),
         'seg': any(
             step.get('with_seg', library == 'mmseg' or name == 'LoadPanopticAnnotations')
             for name, step in steps

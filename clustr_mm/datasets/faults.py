@@ -42,10 +42,8 @@ def sample_fault(dataset: Any, index: int) -> str | None:
         try:
             loaded = step(sample)
         except Exception as error:
-            faults = (
-                file_fault(path, error, getattr(step, 'backend_args', None)) for path in paths
-            )
-            return next((fault for fault in faults if fault), None)
+            backend = getattr(step, 'backend_args', None)
+            return next(filter(None, (file_fault(path, error, backend) for path in paths)), None)
         if loaded is None:
             return None
         sample = loaded
