@@ -26,9 +26,8 @@ from torch import nn
 from clustr_mm.datasets.files import IMAGE_SUFFIXES
 from clustr_mm.datasets.pixels import as_photo, rgb_or_bands
 from clustr_mm.engine.config import load_config
-from clustr_mm.engine.devices import choose_device
 from clustr_mm.engine.errors import UserError
-from clustr_mm.engine.options import add_trust
+from clustr_mm.engine.options import add_trust, choose_device
 from clustr_mm.weights.files import (
     load_strictly,
     read_checkpoint,

@@ -163,8 +163,10 @@ def draw_sheet(
         if not 1 <= scale <= count:
             raise ValueError(f'scale is {scale}; use 1 (the coarsest) to {count}')
     height, width = photo.shape[:2]
-    # However long the photograph is, there is room for the titles.
-    cell = np.maximum(np.array([width, height]) * _CELL / max(width, height), (2.7, 2.0))
+    shorter, longer = sorted((width, height))
+    inches = _CELL * min(max(longer / shorter / 2, 1), 3)  # a strip's cell is longer
+    # However flat the photograph is, there is room for the titles.
+    cell = np.maximum(np.array([width, height]) * inches / longer, (2.7, 2.0))
     columns = 2 + 2 * len(wanted)
     # Room for a row's titles, for colour bars beside the maps, and for the sheet's title.
     size = (columns * (cell[0] + 0.35) + 0.4, len(views) * (cell[1] + 0.55) + 0.5)
