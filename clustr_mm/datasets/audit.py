@@ -69,6 +69,7 @@ def audit(
     seen: list[Part] = []
     for loader in LOADERS:
         split = loader.removesuffix('_dataloader')
+        evaluator = f'{split}_evaluator'
         labels = Labels()
         for part in each_part((cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'):
             if any(part[1:] == each[1:] for each in seen):  # a test set that is the validation set
@@ -92,7 +93,7 @@ def audit(
             yield f'{split}: {kind}: {len(first) or len(built):,} {what}, {_source(part)}'
             if not len(built):
                 yield f'fault: {_source(part)} ({part.place}): {_NO_SAMPLE}'
-            yield from _annotation_faults(built, split != 'train')
+            yield from _annotation_faults(built, cfg.get(evaluator) if split != 'train' else ())
             yield from _class_faults(built, part, trained)
             yield from _lone_labels(built)
             if split == 'train':
@@ -113,7 +114,6 @@ def audit(
         wrong = split == 'train' and (labels.useless() or labels.outside)
         for line in labels.lines():
             yield f'{"fault" if wrong else "warning"}: {split}: {line}'
-        evaluator = loader.replace('_dataloader', '_evaluator')
         try:
             check_paths({evaluator: cfg.get(evaluator)}, [loader])
         except DataNotFoundError as error:
@@ -168,17 +168,26 @@ def _first_samples(built: BaseDataset) -> dict[str, int]:
     return first
 
 
-def _annotation_faults(built: BaseDataset, evaluated: bool) -> Iterator[str]:
+def _annotation_faults(built: BaseDataset, metrics: Any) -> Iterator[str]:
     """Look into a file of COCO's format, where the data set has one."""
     path = str(getattr(built, 'ann_file', ''))
     if not path.endswith('.json') or not os.path.isfile(path):
         return
     with open(path, encoding='utf-8') as file:
         content = json.load(file)
-    if isinstance(content, dict) and {'annotations', 'images'} <= content.keys():
+    if isinstance(content, dict) and {'annotations', 'images', 'categories'} <= content.keys():
         masks = any(getattr(step, 'with_mask', False) for step in loading_steps(built))
-        for is_fault, line in coco_faults(content, built, evaluated, masks):
+        for is_fault, line in coco_faults(content, built, _metric_fields(built, metrics), masks):
             yield f'{"fault" if is_fault else "warning"}: {path}: {line}'
+
+
+def _metric_fields(built: BaseDataset, metrics: Any) -> Sequence[str]:
+    """The fields of an annotation that metrics read, and ask for once the test is done."""
+    metrics = [metrics] if isinstance(metrics, Mapping) else metrics or ()
+    names = {type_name(each.get('type', '')) for each in metrics if isinstance(each, Mapping)}
+    if 'CocoMetric' in names and type(built).__module__.startswith('mmdet.'):
+        return 'area', 'iscrowd'
+    return ('area',) if 'CocoWholeBodyMetric' in names else ()
 
 
 def _class_faults(

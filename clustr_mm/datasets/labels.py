@@ -21,11 +21,12 @@ def label_report(dataset: Any, limit: int = 200) -> list[str]:
         limit: how many samples to look at, spread over the data set; their label maps are read.
 
     Returns:
-        A line each: labels that are no class, and classes that no sample has (of few samples, only
-        where half of the classes or more are missing).
+        A line each: labels that are no class, and half of the classes or more without one label,
+        where the samples are enough to tell.
     """
     labels = Labels()
     parts = list(_inner(dataset))
+    all_seen = sum(map(len, parts)) <= limit
     for part in parts:
         for place in np.unique(np.linspace(0, len(part) - 1, limit // len(parts) + 1, dtype=int)):
             try:
@@ -35,7 +36,9 @@ def label_report(dataset: Any, limit: int = 200) -> list[str]:
             except Exception:  # what is wrong with it is said when it is trained on
                 continue
     known = len(labels.classes or ())
-    return labels.lines() if labels.outside or 2 * len(labels.missing()) >= known else []
+    labelled = labels.counts.total() if labels.unit != 'pixel' else 10 * labels.samples
+    telling = (all_seen or labelled >= 10 * known) and 2 * len(labels.missing()) >= known
+    return labels.lines() if labels.outside or telling else []
 
 
 def load_labels(dataset: Any, sample: dict) -> np.ndarray | None:
