@@ -16,6 +16,7 @@ pytest.importorskip('mmpretrain')
 pytest.importorskip('mmseg')
 import tifffile
 from mmengine.config import Config
+from mmengine.fileio import LocalBackend, register_backend
 
 from clustr_mm.datasets.audit import audit
 from clustr_mm.datasets.check import check_paths
@@ -115,3 +116,35 @@ def test_folder_that_nobody_reads_may_be_missing(tmp_path):
     cfg = Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=data)))
     check_paths(cfg)
     assert len(list(audit(cfg, decode=True))) == 1
+
+
+class Mapped(LocalBackend):
+    """A file backend whose paths are on no disk, as petrel's with a path_mapping."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def get(self, filepath):
+        return super().get(f'{self.root}/{filepath}')
+
+    def list_dir_or_file(self, dir_path, *options):
+        return super().list_dir_or_file(f'{self.root}/{dir_path}', *options)
+
+
+def test_files_behind_a_backend_are_read_through_it(tmp_path):
+    register_backend('mapped', Mapped, force=True)
+    for name in ('images', 'labels'):
+        (tmp_path / 'there' / name).mkdir(parents=True)
+        for i in range(3):
+            path = tmp_path / 'there' / name / f'{i}.png'
+            cv2.imwrite(str(path), np.eye(16, dtype=np.uint8) * (1 if name == 'labels' else 255))
+    backend = dict(backend='mapped', root=str(tmp_path))
+    load = [dict(type=t, backend_args=backend) for t in ('LoadImageFromFile', 'LoadAnnotations')]
+    cfg = seg_config('there', ('no', 'yes'), img_suffix='.png', backend_args=backend, pipeline=load)
+    check_paths(cfg)
+    assert list(audit(cfg, decode=True)) == ['train: BaseSegDataset: 3 images, there']
+    (tmp_path / 'there' / 'images' / '1.png').write_bytes(b'')
+    (tmp_path / 'there' / 'labels' / '2.png').write_bytes(b'x')
+    _, image, labels = audit(cfg, decode=True)
+    assert image == 'fault: there/images/1.png is empty (0 bytes)'
+    assert labels.startswith('fault: there/labels/2.png ')

@@ -30,6 +30,8 @@ from clustr_mm.datasets.check import (
     check_part,
     check_paths,
     each_part,
+    each_step,
+    remote,
     type_name,
 )
 from clustr_mm.datasets.coco import coco_faults
@@ -99,7 +101,8 @@ def audit(
             if split == 'train':
                 yield from _head_faults(cfg.get('model'), built.metainfo.get('classes'))
             dark = []
-            looked = _in_threads(partial(_look, built, decode), first.values())
+            backed = remote(_source(part), part.cfg, *each_step(part.pipeline))
+            looked = _in_threads(partial(_look, built, decode, not backed), first.values())
             for sample, counts, faults, image in track(looked, len(first), f'{split} images'):
                 labels.add(built, sample, counts)
                 if image is not None and image <= _DARK:
@@ -238,7 +241,7 @@ def _head_faults(node: Any, classes: Sequence[str] | None, place: str = 'model')
 
 
 def _look(
-    built: BaseDataset, decode: bool, place: int
+    built: BaseDataset, decode: bool, local: bool, place: int
 ) -> tuple[dict, np.ndarray | None, list[str], int | None]:
     """Load a sample's files as a run does; without `decode` its image is looked up only.
 
@@ -247,8 +250,7 @@ def _look(
     """
     sample = built.get_data_info(place)
     path = sample['img_path']
-    counts, faults = _look_at_labels(built, built.get_data_info(place))
-    local = '://' not in path and not getattr(built, 'backend_args', None)
+    counts, faults = _look_at_labels(built, local, built.get_data_info(place))
     if not decode:
         return sample, counts, faults + (_lookup_faults(path) if local else []), None
     try:
@@ -275,18 +277,21 @@ def _lookup_faults(path: str) -> list[str]:
     return [] if size else [f'{path} is empty, or no file']
 
 
-def _look_at_labels(built: BaseDataset, sample: dict) -> tuple[np.ndarray | None, list[str]]:
+def _look_at_labels(
+    built: BaseDataset, local: bool, sample: dict
+) -> tuple[np.ndarray | None, list[str]]:
     """Load a sample's label map; say how many pixels have each label, and what is wrong."""
     path = str(sample.get('seg_map_path'))
     try:
         labels = load_labels(built, sample)
     except Exception as error:
-        fault = file_fault(path, error) or f'{path} cannot be loaded ({first_line(error)})'
-        return None, [fault]
+        steps = (step for step in loading_steps(built) if getattr(step, 'with_seg', False))
+        fault = file_fault(path, error, getattr(next(steps), 'backend_args', None))
+        return None, [fault or f'{path} cannot be loaded ({first_line(error)})']
     faults = list(loaded_faults(sample))
     if labels is None or labels.ndim != 2:
         return None, faults
-    return np.bincount(labels.ravel()), faults + _stored_faults(path)
+    return np.bincount(labels.ravel()), faults + (_stored_faults(path) if local else [])
 
 
 def _stored_faults(path: str) -> list[str]:
@@ -297,7 +302,7 @@ def _stored_faults(path: str) -> list[str]:
         with Image.open(path) as image:
             kind, mode = image.format, image.mode
             top = np.max(np.asarray(image)) if mode.startswith(('I', 'F')) else 0
-    except OSError:  # remote, or of a format of its loader's
+    except OSError:  # of a format that only its loader reads
         return []
     if kind == 'JPEG':
         return [f'{path} is a JPEG, which blurs labels into others: write it anew as png']

@@ -52,7 +52,7 @@ def check_paths(cfg: Mapping[str, Any], loaders: Sequence[str] = LOADERS) -> Non
         evaluators = cfg.get(place)
         for evaluator in [evaluators] if isinstance(evaluators, Mapping) else evaluators or ():
             path = evaluator.get('ann_file') if isinstance(evaluator, Mapping) else None
-            if isinstance(path, str) and not _remote(path, evaluator) and not _exists(path):
+            if isinstance(path, str) and not remote(path, evaluator) and not _exists(path):
                 raise DataNotFoundError(
                     f'annotation file not found: {os.path.abspath(path)} ({place}.ann_file); pass '
                     f'--data-root DIR, or --cfg-options {place}.ann_file=FILE'
@@ -80,17 +80,17 @@ def check_part(part: Part, scope: str | None) -> None:
             f'to say where it is{make}'
         )
 
-    if _remote(root, dataset):
+    if remote(root, dataset):
         return
     if root and not _exists(root):
         fail('data folder not found', root)
     if ann_file:
         path = os.path.join(root, ann_file)
-        if not _remote(path, dataset) and not _exists(path):
+        if not remote(path, dataset) and not _exists(path):
             fail('annotation file not found', path)
     for folder in folders:
         path = os.path.join(root, folder)
-        if not path or _remote(path, dataset, *_steps(part.pipeline)):
+        if not path or remote(path, dataset, *each_step(part.pipeline)):
             continue
         if not os.path.isdir(os.path.expanduser(path)):
             fail('data folder not found', path)
@@ -100,7 +100,7 @@ def check_part(part: Part, scope: str | None) -> None:
         if not _holds(path, suffix):
             fail(f'no *{suffix} (img_suffix) in' if suffix else 'data folder is empty', path)
     boxes = dataset.get('bbox_file')
-    if isinstance(boxes, str) and not _remote(boxes, dataset) and not _exists(boxes):
+    if isinstance(boxes, str) and not remote(boxes, dataset) and not _exists(boxes):
         raise DataNotFoundError(
             f'person boxes not found: {os.path.abspath(boxes)} ({part.place}.bbox_file); to take '
             f'the annotated boxes instead, pass --cfg-options {part.place}.bbox_file=None'
@@ -141,7 +141,9 @@ def _library(kind: str | type, scope: str | None) -> str | None:
 
 def _read_folders(part: Part, library: str) -> list[str]:
     """The folders below a data set's root that its pipeline reads, images first."""
-    steps = [(type_name(step['type']), step) for step in _steps(part.pipeline) if step.get('type')]
+    steps = [
+        (type_name(step['type']), step) for step in each_step(part.pipeline) if step.get('type')
+    ]
     prefixes = part.cfg.get('data_prefix') or {}
     if not isinstance(prefixes, Mapping):  # mmpretrain allows a plain string
         prefixes = {'img_path': prefixes}
@@ -163,18 +165,18 @@ def _read_folders(part: Part, library: str) -> list[str]:
     ]
 
 
-def _steps(node: Any) -> Iterator[Mapping[str, Any]]:
+def each_step(node: Any) -> Iterator[Mapping[str, Any]]:
     """Yield the transforms of a pipeline, and those inside them."""
     if isinstance(node, Mapping):
         yield node
         node = list(node.values())
     if isinstance(node, list | tuple):
         for each in node:
-            yield from _steps(each)
+            yield from each_step(each)
 
 
-def _remote(path: str, *readers: Mapping[str, Any]) -> bool:
-    """Whether a path is for a file backend to resolve, or any of its readers has one."""
+def remote(path: str, *readers: Mapping[str, Any]) -> bool:
+    """Whether a path is for a file backend to resolve, or any step or data set has one for it."""
     if '://' in path:
         return True
     for reader in readers:
@@ -189,10 +191,13 @@ def _exists(path: str) -> bool:
 
 
 def _holds(folder: str, suffix: str) -> bool:
-    """Whether a folder, or one below it, has a file whose name ends so."""
-    files = (
-        name
-        for _, _, names in os.walk(os.path.expanduser(folder), followlinks=True)
-        for name in names
-    )
-    return any(name.endswith(suffix) for name in files)
+    """Whether a folder, or one below it, has a file whose name ends so: stops at the first."""
+    folders = [os.path.expanduser(folder)]
+    for each in folders:
+        with os.scandir(each) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    folders.append(entry.path)
+                elif entry.name.endswith(suffix):
+                    return True
+    return False

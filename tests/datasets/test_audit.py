@@ -298,7 +298,7 @@ def test_folders_of_classes(spoilt):
     data.image.unlink()
     assert data.faults(decode=False) == []
     (line,) = (line for line in data.said if line.startswith('warning: '))
-    assert f'1 of 10 classes have not one image of 9 samples: {folder.name}' in line
+    assert f'1 of 10 classes have not one image in 9 samples: {folder.name}' in line
     shutil.rmtree(folder)
     lines = data.faults(decode=False)
     assert any('different classes' in line and folder.name in line for line in lines)
@@ -328,7 +328,7 @@ def test_class_without_a_pixel_is_named(spoilt):
     data = spoilt('seg')
     masks_of_0_and_255(data)
     (line,) = data.faults(decode=False)
-    assert '1 of 2 classes have not one pixel of 10 samples: thing' in line
+    assert '1 of 2 classes have not one pixel in 10 samples: thing' in line
     assert 'of the pixels are 255, which is ignored' in line
     assert any(line.startswith('warning: val: 1 of 2 classes') for line in data.said)
 
@@ -390,7 +390,7 @@ def test_label_report_does_not_take_few_samples_for_all(spoilt):
         if file.parent != data.image.parent:
             file.unlink()
     (line,) = label_report(DATASETS.build(data.cfg.train_dataloader.dataset))
-    assert '9 of 10 classes have not one image of 1 samples' in line
+    assert '9 of 10 classes have not one image in 1 samples' in line
 
 
 @DATASETS.register_module()
