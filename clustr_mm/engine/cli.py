@@ -19,7 +19,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from clustr_mm.datasets.check import check_data_root
+from clustr_mm.datasets.check import check_paths
 from clustr_mm.engine.checkpoints import newest_checkpoint
 from clustr_mm.engine.config import (
     check_keys,
@@ -203,7 +203,7 @@ class _Script:
             _settle_start(cfg, self.options)
         if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
             splits = ('train', 'val') if self.tool == 'train' else ('test',)
-            check_data_root(cfg, splits)
+            check_paths(cfg, [f'{split}_dataloader' for split in splits])
         self.runner = (build or ToolRunner.from_cfg)(cfg)
         return self.runner
 
