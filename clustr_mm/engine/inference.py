@@ -25,16 +25,10 @@ from torch import nn
 
 from clustr_mm.datasets.files import IMAGE_SUFFIXES
 from clustr_mm.datasets.pixels import as_photo, rgb_or_bands
-from clustr_mm.engine.config import load_config
-from clustr_mm.engine.devices import choose_device
+from clustr_mm.engine.config import library_of, load_config, type_name
 from clustr_mm.engine.errors import UserError
-from clustr_mm.engine.options import add_trust
-from clustr_mm.weights.files import (
-    load_strictly,
-    read_checkpoint,
-    state_dict_of,
-    trust_checkpoints,
-)
+from clustr_mm.engine.options import add_trust, choose_device, read_safely
+from clustr_mm.weights.files import load_strictly, read_checkpoint, state_dict_of
 
 # The library of every task, and its visualizer where a config names none.
 TASKS = {
@@ -133,7 +127,7 @@ def image_loader(cfg: Config) -> Callable[[str], np.ndarray]:
     """
     steps = (cfg.get('test_dataloader') or {}).get('dataset', {}).get('pipeline') or []
     plain = dict(type='LoadImageFromFile')
-    step = next((each for each in steps if _type_name(each).startswith('LoadImage')), plain)
+    step = next((each for each in steps if type_name(each['type']).startswith('LoadImage')), plain)
     with _in_library(cfg.get('default_scope')):
         load = TRANSFORMS.build(step)
 
@@ -261,28 +255,22 @@ def _enlarge(sample: Any, factor: int) -> Any:
     return sample
 
 
-def _type_name(node: Any) -> str:
-    """The name of what a config's dict builds; a Python-style config has the class itself."""
-    kind = node['type']
-    return kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
-
-
 def _config_for(task: str, path: str) -> Config:
     """Reads a config, with what the inferencers look for in the form that they know."""
     cfg = load_config(path)
-    library = TASKS[task]
-    scope = cfg.setdefault('default_scope', library)
-    if scope != library:
-        of = next((name for name, each in TASKS.items() if each == scope), 'no known task')
+    cfg.default_scope = library = library_of(cfg)
+    if library != TASKS[task]:
+        of = next(name for name, each in TASKS.items() if each == library)
         raise UserError(f'config {path} is for {of}, not for {task}; give another config or task')
     if not cfg.get('test_dataloader'):
         raise UserError(f'config {path} has no test_dataloader, whose pipeline reads images')
     dataset = cfg.test_dataloader.dataset
     for step in dataset.pipeline:
-        if not isinstance(step['type'], str) and _type_name(step).startswith('Load'):
-            step['type'] = _type_name(step)
+        name = type_name(step['type'])
+        if name.startswith('Load'):
+            step['type'] = name
     # They look for the first two at the top, and build backends that would have nowhere to write.
-    cfg.setdefault('dataset_type', _type_name(dataset))
+    cfg.setdefault('dataset_type', type_name(dataset['type']))
     cfg.setdefault('data_mode', dataset.get('data_mode', 'topdown'))
     cfg.setdefault('visualizer', dict(type=_VISUALIZERS[library])).pop('vis_backends', None)
     return cfg
@@ -295,12 +283,14 @@ def _inferencer(cfg: Config, checkpoint: str, device: str) -> Any:
         raise UserError(
             f'checkpoint {checkpoint} does not name its classes; give one that training wrote'
         )
+    state_dict = state_dict_of(content, checkpoint)
     weights = f'handed:{checkpoint}'
-    _handed[weights] = content
-    # They load what fits and print what does not; what does not is an error here.
+    _handed[weights] = {**content, 'state_dict': state_dict}
+    # They load what fits and print what does not; here a weight that does not is an error.
     with _in_library(cfg.default_scope):
         inferencer = _build(cfg, weights, device)
-    load_strictly(inferencer.model, state_dict_of(content, checkpoint), checkpoint)
+    if unexpected := load_strictly(inferencer.model, state_dict, source=checkpoint):
+        _logger.warning('%s: the model does not have %s', checkpoint, ', '.join(unexpected))
     return inferencer
 
 
@@ -354,7 +344,7 @@ def demo_from(options: argparse.Namespace, boxes: Sequence[Sequence[float]] = ()
     """
     warnings.filterwarnings('ignore')
     MMLogger.get_current_instance().setLevel('ERROR')
-    trust_checkpoints(options.trust_checkpoint)
+    read_safely(options.trust_checkpoint)
     named = (options.det_config, options.det_checkpoint)
     if any(named) and not all(named):
         raise UserError('a detector needs --det-config and --det-checkpoint; give both')
