@@ -14,10 +14,10 @@ pytest.importorskip('mmpose')
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmseg')
 import cv2
+from clustr_mm.datasets.masks import rle
 from encoding import encode
 from PIL import Image
 
-from clustr_mm.datasets.masks import rle
 from clustr_mm.datasets.mini import MiniData, build
 from clustr_mm.engine import UserError, train
 from clustr_mm.engine import test as evaluate  # a name that pytest does not collect

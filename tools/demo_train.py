@@ -13,8 +13,10 @@ from itertools import islice
 
 from PIL import Image
 
-from clustr_mm.engine import run_tool, test, train, validate_untrained
-from clustr_mm.engine.options import Parser
+from clustr_mm.engine import run_tool, test, train
+from clustr_mm.engine.config import load_config, set_data_root
+from clustr_mm.engine.options import CfgOptions, Parser
+from clustr_mm.engine.runner import ToolRunner
 
 CONFIG = os.path.join(
     os.path.dirname(os.path.abspath(__file__)),
@@ -31,9 +33,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--size', type=int, default=96, metavar='PIXELS', help='side of a picture')
     parser.add_argument('--work-dir', default='work_dirs/demo', help='folder of what it writes')
     parser.add_argument(
-        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='as train.py takes them'
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='as train.py takes them',
     )
     return parser.parse_args(argv)
+
+
+def validate_untrained(options: argparse.Namespace, root: str) -> float:
+    """Gives the mIoU, in percent, of the model as it is before its first step."""
+    cfg = load_config(CONFIG)
+    set_data_root(cfg, root)
+    cfg.merge_from_dict(options.cfg_options)
+    cfg.work_dir = options.work_dir
+    cfg.default_hooks.checkpoint = None  # it would keep this as the best
+    runner = ToolRunner.from_cfg(cfg)
+    runner.model.init_weights()
+    return runner.val()['mIoU']
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,11 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     size = (options.size, options.size)
     mini = MiniData(layout='ade20k', train=options.train, val=options.val, size=size)
-    root = build(options.data, mini)['ade20k']
-    common = ['--data-root', str(root), '--work-dir', options.work_dir]
+    root = str(build(options.data, mini)['ade20k'])
+    common = ['--data-root', root, '--work-dir', options.work_dir]
     if options.cfg_options:
-        common += ['--cfg-options', *options.cfg_options]
-    before = validate_untrained([CONFIG, *common])
+        common += ['--cfg-options', *(f'{k}={v}' for k, v in options.cfg_options.items())]
+    before = validate_untrained(options, root)
     runner = train([CONFIG, *common])
     checkpoint = os.path.join(options.work_dir, f'iter_{runner.iter}.pth')
     after = test([CONFIG, checkpoint, *common])
@@ -63,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     picture = os.path.join(options.work_dir, 'demo.png')
     Image.fromarray(sheet).save(picture)
-    print(f'\nmIoU: {after["mIoU"]:.2f} (untrained: {before["mIoU"]:.2f})')
+    print(f'\nmIoU: {after["mIoU"]:.2f} (untrained: {before:.2f})')
     print(f'picture: {picture}')
     print(f'checkpoint: {checkpoint}')
 

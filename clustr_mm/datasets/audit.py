@@ -42,6 +42,7 @@ from clustr_mm.datasets.faults import (
 from clustr_mm.datasets.labels import IGNORED, Labels, load_labels
 
 _DARK = 31  # of 255: a picture without a brighter pixel has lost bits on its way
+_NO_SAMPLE = 'no sample is left: are classes and img_suffix those of the files?'
 _WORKERS = 8  # opening files is waiting, mostly
 
 Say = Callable[[str], None]
@@ -83,8 +84,7 @@ def audit(
                 yield str(error)
                 continue
             except Exception as error:  # the libraries' words for what is in the files
-                reason = f'no {error} in a record' if isinstance(error, KeyError) else ''
-                yield f'{_source(part)} cannot be read: {reason or first_line(error)}'
+                yield f'{_source(part)} ({part.place}): {_build_fault(error)}'
                 continue
             for line in _annotation_faults(built, split != 'train'):
                 if line.startswith('warning: '):
@@ -94,10 +94,7 @@ def audit(
             first = _first_samples(built)
             say(f'{split}: {type_name(part.cfg["type"])}: {len(first):,} images, {_source(part)}')
             if not len(built):
-                yield (
-                    f'{_source(part)} ({part.place}): no sample is left; are the classes those of '
-                    'the annotations, and img_suffix that of the images?'
-                )
+                yield f'{_source(part)} ({part.place}): {_NO_SAMPLE}'
             yield from _class_folder_faults(built, first, split, folders, say)
             yield from _lone_labels(built)
             if split == 'train':
@@ -135,6 +132,15 @@ def _build(part: Part) -> Any:
         built = DATASETS.build({**part.cfg, **pipeline})
         built.full_init()
     return built
+
+
+def _build_fault(error: Exception) -> str:
+    """Say why a data set's class could not read its files."""
+    if isinstance(error, KeyError):
+        return f'a record has no {error}'
+    if isinstance(error, ValueError) and 'need at least one array' in str(error):  # mmengine's
+        return _NO_SAMPLE
+    return f'cannot be read ({first_line(error)})'
 
 
 def _source(part: Part) -> str:
@@ -278,17 +284,7 @@ def _look_at_labels(built: Any, sample: dict) -> tuple[np.ndarray | None, list[s
     faults = list(loaded_faults(sample))
     if labels is None or labels.ndim != 2:
         return None, faults
-    faults += _stored_faults(path)
-    classes = built.metainfo.get('classes')
-    if classes and hasattr(built, 'reduce_zero_label'):  # mmdet's may count stuff besides
-        wrong = labels[(labels >= len(classes)) & (labels != IGNORED)]
-        if wrong.size:
-            shift = ' (in the file one more)' if built.reduce_zero_label else ''
-            faults.append(
-                f'{path} has label {wrong.max()}{shift} on {wrong.size} pixels: there are '
-                f'{len(classes)} classes, and {IGNORED} is for pixels that do not count'
-            )
-    return labels, faults
+    return labels, faults + _stored_faults(path)
 
 
 def _stored_faults(path: str) -> list[str]:

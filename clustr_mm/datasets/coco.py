@@ -38,6 +38,7 @@ def coco_faults(
     yield from _category_faults(categories, dataset)
     sizes = {each['id']: (each.get('height'), each.get('width')) for each in content['images']}
     passed_over: Counter[str] = Counter()
+    lengths: dict[str, int] = {}
     reaching = 0
     for annotation in content['annotations']:
         number, size = annotation['id'], sizes.get(annotation['image_id'])
@@ -47,7 +48,7 @@ def coco_faults(
         if annotation.get('category_id') not in categories:
             passed_over['a category that the file does not list'] += 1
             continue
-        fault = _number_fault(annotation)
+        fault = _number_fault(annotation, lengths)
         if fault is None and evaluated:
             missing = [name for name in ('area', 'iscrowd') if name not in annotation]
             fault = f'has no {missing[0]!r}, which the metric reads' if missing else None
@@ -131,8 +132,8 @@ def _category_faults(categories: Mapping[Any, Any], dataset: Any) -> Iterator[tu
         )
 
 
-def _number_fault(annotation: Mapping[str, Any]) -> str | None:
-    """Say which field of an annotation does not hold the numbers that it must."""
+def _number_fault(annotation: Mapping[str, Any], lengths: dict[str, int]) -> str | None:
+    """Say which field does not hold the numbers that it must; `lengths` are those of the first."""
     box = annotation.get('bbox', [0, 0, 1, 1])
     if not isinstance(box, list) or len(box) != 4 or not _finite(box):
         return f"has 'bbox' {box}, must be four numbers"
@@ -142,6 +143,8 @@ def _number_fault(annotation: Mapping[str, Any]) -> str | None:
         values = annotation.get(name, 0)
         if not _finite(values if isinstance(values, list) else [values]):
             return f'has a NaN, an inf or something else than numbers in {name!r}'
+        if isinstance(values, list) and len(values) != lengths.setdefault(name, len(values)):
+            return f'has {len(values)} numbers in {name!r}, those before it {lengths[name]}'
     return None
 
 

@@ -61,7 +61,7 @@ class Labels:
     def __init__(self) -> None:
         self.classes: Sequence[str] | None = None
         self.counts: Counter[int] = Counter()
-        self.outside: set[int] = set()
+        self.outside: dict[int, str] = {}  # labels that are no class, and where the first is
         self.samples = 0
         self.unit = 'image'
 
@@ -78,9 +78,12 @@ class Labels:
         else:
             found = Counter(np.atleast_1d(sample.get('gt_label', [])).tolist())
         self.counts.update(found)
-        if self.classes:
-            inside = {*range(len(self.classes)), *([IGNORED] if self.unit == 'pixel' else [])}
-            self.outside |= {label for label, count in found.items() if count} - inside
+        if not self.classes or (self.unit == 'pixel' and not hasattr(dataset, 'reduce_zero_label')):
+            return  # mmdet's label maps may count stuff besides
+        for label, count in found.items():
+            if count and not 0 <= label < len(self.classes) and label != IGNORED:
+                where = sample.get('seg_map_path' if self.unit == 'pixel' else 'img_path')
+                self.outside.setdefault(label, str(where))
 
     def missing(self) -> list[str]:
         """The classes that nothing is labelled as."""
@@ -94,12 +97,16 @@ class Labels:
     def lines(self) -> list[str]:
         """What is odd, a line each."""
         lines = []
-        known, where = len(self.classes or ()), f'of {self.samples:,} samples'
+        known = len(self.classes or ())
         if self.outside:
             named = ', '.join(map(str, sorted(self.outside)[:9]))
-            lines.append(f'labels {named} {where} are no class: must be 0 to {known - 1}')
+            lines.append(
+                f'labels {named} are no class, must be 0 to {known - 1}; the first is in '
+                f'{min(self.outside.values())}'
+            )
         if known and self.counts and (missing := self.missing()):
-            line = f'{len(missing)} of {known} classes have not one {self.unit} {where}'
+            of = f'{len(missing)} of {known} classes'
+            line = f'{of} have not one {self.unit} of {self.samples:,} samples'
             line += f': {", ".join(missing):.200}'
             if self.unit == 'pixel' and (ignored := self.counts[IGNORED]):
                 share = ignored / self.counts.total()

@@ -8,8 +8,10 @@ options beside them, the Runner that it builds (runner.py), and one line for a m
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
@@ -31,6 +33,7 @@ from clustr_mm.engine.errors import UserError, explained
 from clustr_mm.engine.options import TRUST, CfgOptions, Parser, choose_device, read_safely
 from clustr_mm.engine.runner import ToolRunner
 
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 # The union of the libraries' options, for reading a command line before its library is known, and
 # for --help. What an option means is the library's own affair.
 _FLAG = dict(action='store_true')
@@ -82,6 +85,8 @@ _OURS = {
     '--trust-checkpoint': TRUST,
     '--debug': dict(_FLAG, help='show the traceback of an error'),
 }
+# What version 0.1 had at the top of a config.
+_MOVED = dict(on_broken_file='BrokenFileHook', numerics_guard='NumericsGuardHook')
 _OURS_TRAIN = {
     '--init-from': dict(metavar='CKPT', help="start the backbone from this checkpoint's weights"),
 }
@@ -124,6 +129,7 @@ def _run(tool: str, arguments: Sequence[str] | None) -> Any:
 
     if options.debug:
         os.environ['CLUSTR_DEBUG'] = '1'
+    _end_with_launcher()
     read_safely(options.trust_checkpoint)
     device = choose_device(options.device)
     cfg = load_config(options.config)
@@ -135,6 +141,16 @@ def _run(tool: str, arguments: Sequence[str] | None) -> Any:
     with explained(cfg):
         script.run(theirs)
     return script.runner
+
+
+def _end_with_launcher() -> None:
+    """Asks Linux to kill this process when the torchrun that started it is killed outright.
+
+    Else it would train on, hold its GPU, and write into the work folder of the run that takes its
+    place.
+    """
+    if 'TORCHELASTIC_RUN_ID' in os.environ and sys.platform.startswith('linux'):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _Script:
@@ -174,6 +190,12 @@ class _Script:
 
     def build(self, cfg: Config, build: Any = None) -> Any:
         """Builds the runner of the config as the script has made it."""
+        for key, hook in _MOVED.items():
+            if key in cfg:
+                raise UserError(
+                    f'{key} is what the hook {hook} does now; name that in default_hooks or '
+                    'custom_hooks, as docs/train.md shows'
+                )
         if self.tool == 'train':
             if cfg.get('train_dataloader') is None or cfg.get('train_cfg') is None:
                 raise UserError(

@@ -144,7 +144,7 @@ def check_keys(cfg: Config, options: Mapping[str, Any]) -> None:
             elif isinstance(node, dict | Config):
                 if part not in node:
                     # A new key at the end may be an argument that is left at its default.
-                    hint = near(part, known if index == 0 else node.keys())
+                    hint = near(part, known if index == 0 else node.keys(), cutoff=0.8)
                     if hint and part not in known and (index == 0 or index < len(parts) - 1):
                         raise UserError(f'--cfg-options {key}: no {part!r} in {where}{hint}')
                     break

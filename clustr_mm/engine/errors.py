@@ -46,18 +46,24 @@ class UserError(Exception):
     """A mistake that the user can mend; its message is one line that says how."""
 
 
-def near(name: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str:
+def near(
+    name: str,
+    known: Iterable[str],
+    shown: Mapping[str, str] | None = None,
+    cutoff: float = 0.6,
+) -> str:
     """Says which known names a mistyped one is close to.
 
     Args:
         name: What was typed.
         known: What could have been meant.
         shown: How to write what is known, if not by itself.
+        cutoff: How close is close, up to 1.
 
     Returns:
         str: ``"; did you mean 'a' or 'b'?"``, or nothing where no name is close.
     """
-    matches = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.6)
+    matches = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=cutoff)
     written = [shown[each] if shown else repr(each) for each in matches]
     return f'; did you mean {" or ".join(written)}?' if matches else ''
 
@@ -191,12 +197,8 @@ def _raised_by(error: BaseException) -> str | None:
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return None
-    name, last = frames[-1].filename, frames[-1].lineno or 0
-    first = last
-    # Of a statement over several lines, Python 3.10 names the first and later ones any.
-    while first > last - 8 and not re.match(r'\s*(raise|assert)\b', linecache.getline(name, first)):
-        first -= 1
-    return name if first > last - 8 else None
+    line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0)
+    return frames[-1].filename if re.match(r'\s*(raise|assert)\b', line) else None
 
 
 def _unknown_argument(text: str, cfg: Config) -> str | None:
@@ -215,9 +217,9 @@ def _unknown_argument(text: str, cfg: Config) -> str | None:
             "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE, prefix='backbone.')"
         )
     # Only the root registry can be asked without knowing the scope: our own classes are there.
-    built = MODELS.module_dict.get(owner)
-    if built is not None:
-        known += list(inspect.signature(built).parameters)
+    for base in getattr(MODELS.module_dict.get(owner), '__mro__', ()):
+        if '__init__' in vars(base):
+            known += inspect.signature(base).parameters
     return f'{owner} has no option {key!r}{near(key, known)}'
 
 

@@ -69,7 +69,15 @@ def samples_of(dataset: Any) -> Samples:
 
     Returns:
         Samples: It.
+
+    Raises:
+        UserError: If it is no object that can have one, as a list is.
     """
+    if not hasattr(dataset, '__dict__'):
+        raise UserError(
+            f'a data set of type {type(dataset).__name__} cannot be looked after; wrap it in a '
+            "torch.utils.data.Dataset, or take mmengine's own loop and hooks"
+        )
     samples = vars(dataset).get('__getitems__')
     if not isinstance(samples, Samples):
         samples = dataset.__getitems__ = Samples(dataset)

@@ -35,9 +35,7 @@ def make_runner(folder, width=3, model=None, **more):
         train_dataloader=DataLoader([dict(inputs=torch.ones(width))] * 8, batch_size=2),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=2),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        default_hooks=dict(
-            checkpoint=dict(type='SafeCheckpointHook', interval=1, by_epoch=False)
-        ),
+        default_hooks=dict(checkpoint=dict(type='SafeCheckpointHook', interval=1, by_epoch=False)),
         **more,
     )
 

@@ -276,7 +276,8 @@ def _count(model: ClusTR, height: int, width: int) -> int:
     """Multiply-adds of a forward pass of one image, as torch counts them."""
     # Counting moves the parameters to the meta device. Torch's count knows the products of the
     # other groupings too.
-    return count_macs(copy.deepcopy(model), height, width).dispatched
+    parts = count_macs(copy.deepcopy(model), height, width)
+    return sum(kinds.total() for kinds in parts.values())
 
 
 def _mean_and_worst(shifts: Sequence[Sequence[Sequence[float]]]) -> tuple[tuple[float, float], ...]:
