@@ -262,7 +262,8 @@ def _config_for(task: str, path: str) -> Config:
     if library != TASKS[task]:
         of = next(name for name, each in TASKS.items() if each == library)
         raise UserError(f'config {path} is for {of}, not for {task}; give another config or task')
-    if not cfg.get('test_dataloader'):
+    cfg.test_dataloader = cfg.get('test_dataloader') or cfg.get('val_dataloader')
+    if cfg.test_dataloader is None:
         raise UserError(f'config {path} has no test_dataloader, whose pipeline reads images')
     dataset = cfg.test_dataloader.dataset
     for step in dataset.pipeline:

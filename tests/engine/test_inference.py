@@ -164,6 +164,27 @@ def test_mmposes_own_inferencer_takes_our_config(checkpoints, photo):
     assert len(persons) == 1 and len(persons[0]['keypoints']) == 133
 
 
+BOTTOM_UP = """
+_base_ = 'mmpose::body_2d_keypoint/yoloxpose/coco/yoloxpose_tiny_4xb64-300e_coco-416.py'
+custom_imports = dict(imports=['clustr_mm'])
+model = dict(
+    backbone=dict(_delete_=True, type='ClusTR', arch='tiny', out_indices=(1, 2, 3)),
+    neck=dict(in_channels=[128, 256, 512]),
+)
+"""
+
+
+def test_a_bottom_up_model_finds_its_persons_itself(photo, tmp_path):
+    pytest.importorskip('mmpose')
+    config, checkpoint = tmp_path / 'bottom_up.py', tmp_path / 'model.pth'
+    config.write_text(BOTTOM_UP)
+    write_checkpoint(config, checkpoint)
+    demo = load_demo('pose', str(config), str(checkpoint), 'cpu', score=0.0)
+    image = demo.read(str(photo))
+    assert demo.persons is None and len(demo.predict(image).pred_instances) > 1
+    assert demo(image).shape == (5 * 80, 5 * 120, 3)
+
+
 def _persons(demo, photo):
     return demo.predict(demo.read(str(photo))).pred_instances.bboxes
 
