@@ -117,12 +117,7 @@ class Demo:
 
     def predict(self, image: np.ndarray) -> Any:
         """The library's data sample of an image (H, W, C), BGR where C is 3."""
-        if self.top_down:
-            return self._predict_poses(image)
-        result = self.inferencer(image, return_datasamples=True)
-        result = next(result) if isinstance(result, Iterator) else result  # mmpose's
-        result = result['predictions'] if isinstance(result, dict) else result
-        return result[0] if isinstance(result, list) else result
+        return self._predict_poses(image) if self.top_down else _predict(self.inferencer, image)
 
     def _predict_poses(self, image: np.ndarray) -> Any:
         """A data sample of all persons. mmpose would take the whole image where there is no box."""
@@ -132,8 +127,7 @@ class Demo:
 
         boxes = self.boxes if len(self.boxes) else None
         if self.detector is not None:
-            (sample,) = self.detector(image, return_datasamples=True)['predictions']
-            objects = sample.pred_instances.cpu().numpy()
+            objects = _predict(self.detector, image).pred_instances.cpu().numpy()
             persons = objects[(objects.labels == self.person) & (objects.scores >= self.score)]
             boxes = persons.bboxes[nms(np.column_stack([persons.bboxes, persons.scores]), _OVERLAP)]
             if len(boxes) == 0:
@@ -262,7 +256,6 @@ def _inferencer(cfg: Config, checkpoint: str, device: str) -> Any:
     # They load what fits and print what does not; here a weight that does not is an error.
     with _in_library(library):
         inferencer = build(cfg, weights, device=device, **how)
-        inferencer.show_progress = False
         if inferencer.visualizer is None:
             inferencer.visualizer = VISUALIZERS.build(cfg.visualizer)
     if library in ('mmseg', 'mmpretrain'):  # which would tell it at their own drawing
@@ -270,6 +263,14 @@ def _inferencer(cfg: Config, checkpoint: str, device: str) -> Any:
     if unexpected := load_strictly(inferencer.model, state_dict, source=checkpoint):
         _logger.warning('%s: the model does not have %s', checkpoint, ', '.join(unexpected))
     return inferencer
+
+
+def _predict(inferencer: Any, image: np.ndarray) -> Any:
+    """An inferencer's data sample of an image, without a bar of its progress."""
+    batch = next(iter(inferencer.preprocess([image])))
+    if not isinstance(batch, dict):  # mmdet and mmpose give the images along
+        batch = next(part for part in batch if isinstance(part, dict))
+    return inferencer.forward(batch)[0]
 
 
 def _enlarge(sample: Any, factor: int) -> Any:

@@ -85,6 +85,13 @@ def test_every_task_draws_an_overlay(task, checkpoints, photo, tmp_path):
         assert np.median(changed) < 30
 
 
+def test_a_prediction_is_that_of_the_librarys_inferencer_on_the_file(checkpoints, photo):
+    task = 'segmentation'
+    demo = Demo(task, CONFIGS[task], checkpoints(task), 'cpu')
+    expected = demo.inferencer(str(photo), return_datasamples=True).pred_sem_seg.data
+    assert torch.equal(demo.predict(demo.read(str(photo))).pred_sem_seg.data, expected)
+
+
 def test_a_strip_is_drawn_in_proportion(checkpoints):
     task = 'segmentation'
     demo = Demo(task, CONFIGS[task], checkpoints(task), 'cpu')
