@@ -11,7 +11,6 @@ from torch import nn
 
 import clustr_mm  # noqa: F401 - registers
 from clustr_mm import ClusTR
-from clustr_mm.integrations.layer_decay import layer_depths
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 LR, DECAY, RATE = 1e-3, 0.05, 0.8
@@ -152,4 +151,4 @@ def test_a_rate_out_of_range_is_refused(rate):
 
 def test_a_model_without_clustr_is_refused():
     with pytest.raises(ValueError, match='Linear has 0 ClusTR backbones'):
-        layer_depths(nn.Linear(2, 2))
+        optimizer_of(nn.Linear(2, 2))
