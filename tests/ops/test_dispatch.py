@@ -165,7 +165,7 @@ def test_is_imported_and_runs_where_nothing_can_be_written():
         'print(clustr_mm.dpc_knn(torch.eye(9)[None], 3).shape)\n'
         "clustr_mm.ClusTR(arch='tiny')(torch.zeros(1, 3, 32, 32))\n"
     )
-    nowhere = {name: '/proc/nowhere' for name in ('HOME', 'XDG_CACHE_HOME', 'TMPDIR')}
+    nowhere = dict.fromkeys(('HOME', 'XDG_CACHE_HOME', 'TMPDIR'), '/proc/nowhere')
     done = subprocess.run(
         [sys.executable, '-W', 'ignore', '-c', code],
         env={**os.environ, **nowhere},

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import assert_invariants, some_counts
+from helpers import assert_invariants, curve, sky, some_counts
 
 from clustr_mm.ops.clustering import BACKENDS, dpc_knn, padded_dpc_knn
 
@@ -137,6 +137,25 @@ def test_float32_agrees_with_float64_for_nearly_all_tokens(backend):
     x = tokens(1, 2500, 64, dtype=torch.float32) + 30  # a common offset, as features have
     same = dpc_knn(x, 156, backend=backend) == dpc_knn(x.double(), 156, backend='reference')
     assert same.double().mean() > 0.98
+
+
+@pytest.mark.parametrize('backend', [None, 'tiled'])
+@pytest.mark.parametrize('x', [curve(1024), sky(32)], ids=['curve', 'sky'])
+def test_nearly_equal_tokens_keep_their_order(backend, x):
+    counts = [64, 256]
+    expected = dpc_knn(x.double(), counts, backend='reference')
+    for a, b in zip(dpc_knn(x, counts, backend=backend), expected, strict=True):
+        assert (a == b).double().mean() > 0.99
+
+
+@pytest.mark.parametrize('backend', [None, 'reference', 'tiled'])
+@pytest.mark.parametrize('channels', [3, 64])
+def test_each_others_nearest_tie(backend, channels):
+    for seed in range(3):  # with k = 2 the density is the distance of the nearest
+        x = tokens(2, 300, channels, seed, torch.float32)
+        for y in (x, x.double()) if backend else (x,):
+            found, expected = (dpc_knn(y, 40, 2, b) for b in (backend, 'reference'))
+            assert torch.equal(found, expected)
 
 
 def test_no_gradient_and_no_noise():
