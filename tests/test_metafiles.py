@@ -7,7 +7,7 @@ import pytest
 import yaml
 from mmengine.config import Config
 
-from clustr_mm.analysis import count_parameters
+from clustr_mm.analysis.parameters import count_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 INDEX = ROOT / 'model-index.yml'

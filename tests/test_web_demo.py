@@ -1,6 +1,5 @@
-"""The web page, driven in a real browser: what people see when they upload a photograph."""
+"""The web page: what it shows and refuses, and what people see in a real browser."""
 
-import builtins
 import contextlib
 import io
 import json
@@ -15,15 +14,21 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from mmengine.config import Config
 from PIL import Image
 from ports import free_port
-from small import write_checkpoint
+from small import NARROW, write_checkpoint
+from torch import nn
 
+from clustr_mm import ClusTR
 from clustr_mm.engine import UserError
+from clustr_mm.engine.inference import image_loader
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'configs' / 'mmseg' / 'upernet_clustr_t_mini.py'
@@ -272,17 +277,58 @@ def test_a_taken_port_is_said_in_one_line(checkpoint: Path) -> None:
             TOOL['main']([*arguments, '--port', str(port)])
 
 
-def test_without_gradio_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
+def small_model(backbone: nn.Module) -> Any:
+    model = nn.Module()
+    model.backbone, model.data_preprocessor = backbone, None
+    return model.eval()
 
-    def refuse(name: str, *rest: Any, **named: Any) -> Any:
-        if name == 'gradio':
-            raise ModuleNotFoundError("No module named 'gradio'", name=name)
-        return real(name, *rest, **named)
 
-    monkeypatch.setattr(builtins, '__import__', refuse)
+def test_the_clusters_of_a_block_and_scale_are_drawn() -> None:
+    torch.manual_seed(0)
+    model = small_model(ClusTR(NARROW))
+    image = np.random.RandomState(0).randint(0, 256, (60, 90, 3), np.uint8)
+    picture, caption = TOOL['group'](model, image, stage=2, block=1, scale=1, side=64)
+    assert picture.shape[1] / picture.shape[0] == pytest.approx(1.5, rel=0.01)
+    assert caption == 'Stage 2, block 1 of 2, scale 1: 6 clusters of 8 x 12 tokens'
+    finer, caption = TOOL['group'](model, image, stage=2, block=1, scale=2, side=64)
+    assert caption == 'Stage 2, block 1 of 2, scale 2: 24 clusters of 8 x 12 tokens'
+    assert not np.array_equal(picture, finer)
+    _, caption = TOOL['group'](model, image, stage=3, block=3, scale=2, side=64)
+    assert caption.endswith('scale 2: each of the 4 x 6 tokens is a cluster of its own')
+
+
+def test_a_model_without_clusters_is_refused() -> None:
+    demo = SimpleNamespace(model=small_model(nn.Conv2d(3, 3, 1)))
+    with pytest.raises(UserError, match='no ClusTR with clusters as its backbone'):
+        TOOL['make_page'](None, demo, 224, '')
+
+
+def test_an_upload_is_upright_and_neither_broken_nor_too_large(tmp_path: Path) -> None:
+    demo = SimpleNamespace(read=image_loader(Config()))
+    image, exif = Image.new('RGB', (2000, 1000)), Image.Exif()
+    exif[0x0112] = 6  # Orientation: turned by a quarter
+    image.save(tmp_path / 'turned.jpg', exif=exif)
+    assert TOOL['read_upload'](demo, str(tmp_path / 'turned.jpg')).shape == (1440, 720, 3)
+    (tmp_path / 'broken.jpg').write_bytes(b'not what it says')
+    whole = (tmp_path / 'turned.jpg').read_bytes()
+    (tmp_path / 'cut.jpg').write_bytes(whole[: len(whole) // 2])
+    for name in ('broken.jpg', 'cut.jpg'):
+        with pytest.raises(UserError, match='^This file is no image that can be read'):
+            TOOL['read_upload'](demo, str(tmp_path / name))
+    for size in ((10_000, 6_401), (20_000, 20_000)):
+        Image.new('1', size).save(tmp_path / 'huge.png')
+        with pytest.raises(UserError, match='Give one of at most 64 million'):
+            TOOL['read_upload'](demo, str(tmp_path / 'huge.png'))
+
+
+def test_gradio_is_told_to_report_nothing_before_it_is_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv('GRADIO_ANALYTICS_ENABLED', 'True')
+    monkeypatch.setitem(sys.modules, 'gradio', None)  # which makes its import fail
     with pytest.raises(UserError, match=r"pip install 'clustr-mm\[web\]'"):
-        TOOL['main'](['segmentation', 'config.py', 'model.pth'])
+        TOOL['import_gradio']()
+    assert os.environ['GRADIO_ANALYTICS_ENABLED'] == 'False'
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,22 @@
 """Names what is missing or wrong of a config's data sets, before a long run starts.
 
-    python tools/check_data.py CONFIG [--data-root DIR] [--decode] [--subset]
-        [--cfg-options KEY=VALUE ...]
+    python tools/check_data.py CONFIG [--data-root DIR] [--decode] [--cfg-options KEY=VALUE ...]
 
-A line a fault and exit status 1, or "the data is whole" and 0. Looked for: folders, annotation
-files, every image that a run reads, the counts of the public data sets, classes, and label maps in
-range; with --decode every image is loaded as training loads it, too. Of one annotation file the
-first faulty annotation is named, and its images are looked at once it has none.
+A line a fault and exit status 1, or "the data is whole" and 0; a line that begins with "warning:"
+says what may be meant so. Looked for: folders, annotation files and what is in them, every image
+that a run reads, classes, and label maps in range; with --decode every image is loaded by the
+config's own loading steps, too.
 """
 
 import argparse
+import logging
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 
 from clustr_mm.engine import UserError, run_tool
-from clustr_mm.engine.config import apply_cfg_options, load_config, set_data_root
+from clustr_mm.engine.config import check_keys, load_config, set_data_root
 from clustr_mm.engine.options import CfgOptions, Parser
-from clustr_mm.engine.progress import progress_line
 
 SHOWN = 50
 
@@ -25,12 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config file')
     parser.add_argument('--data-root', metavar='DIR', help="the data set, in place of the config's")
-    parser.add_argument('--decode', action='store_true', help='read every image')
-    parser.add_argument(
-        '--subset',
-        action='store_true',
-        help='a part of the data set is meant: show the counts, do not judge them',
-    )
+    parser.add_argument('--decode', action='store_true', help='load every image')
     parser.add_argument(
         '--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE',
         help='set config values, as for train.py',
@@ -40,18 +35,30 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(argv)
+    from rich.progress import MofNCompleteColumn, Progress
+
     from clustr_mm.datasets.audit import audit
 
+    warnings.simplefilter('ignore')  # of the libraries' arguments, and not of the data
+    logging.getLogger('PIL').setLevel(
+        logging.CRITICAL
+    )  # of formats that only a config's step reads
     cfg = load_config(options.config)
     if options.data_root is not None:
         set_data_root(cfg, options.data_root)
-    apply_cfg_options(cfg, options.cfg_options)
+    check_keys(cfg, options.cfg_options)
+    cfg.merge_from_dict(options.cfg_options)
     faults = 0
-    show = progress_line()
-    for fault in audit(cfg, print, show, options.decode, options.subset):
-        faults += 1
-        if faults <= SHOWN:
-            print(f'fault: {fault}', flush=True)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())  # with the time left
+    with Progress(*columns, disable=not sys.stdout.isatty(), transient=True) as progress:
+
+        def track(steps: Iterable, total: int, what: str) -> Iterable:
+            return progress.track(steps, total, description=what)
+
+        for line in audit(cfg, options.decode, track):
+            faults += line.startswith('fault: ')
+            if faults <= SHOWN or not line.startswith('fault: '):
+                print(line, flush=True)
     if faults:
         hidden = f' ({SHOWN} shown)' if faults > SHOWN else ''
         raise UserError(

@@ -17,12 +17,7 @@ from pathlib import Path
 
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.options import Parser, add_trust
-from clustr_mm.weights.files import (
-    read_checkpoint,
-    save_checkpoint,
-    state_dict_of,
-    trust_checkpoints,
-)
+from clustr_mm.weights.files import read_checkpoint, save_checkpoint, state_dict_of
 from clustr_mm.weights.published import convert_published
 
 
@@ -37,15 +32,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_trust(parser)
     args = parser.parse_args(argv)
-    trust_checkpoints(args.trust_checkpoint)
     arch = args.arch
     if arch is not None and arch.lstrip().startswith('{'):
         try:
             arch = ast.literal_eval(arch)
         except (ValueError, SyntaxError) as error:
             raise UserError(f'--arch {arch} is no dict of plain values: {error}') from error
-    source = state_dict_of(read_checkpoint(args.src), args.src)
-    found, converted = convert_published(source, arch)
+    content = read_checkpoint(args.src, trust=args.trust_checkpoint)
+    found, converted = convert_published(state_dict_of(content, args.src), arch)
     save_checkpoint(converted, args.dst)
     print(f'{args.dst}: {len(converted)} tensors, arch {found!r}')
 

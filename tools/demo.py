@@ -1,20 +1,24 @@
 """Shows what a trained model predicts: overlays of an image, a folder or a video.
 
-    python tools/demo.py TASK CONFIG CHECKPOINT INPUT [--out-dir demo]
+    python tools/demo.py TASK CONFIG CHECKPOINT INPUT [--out-dir demo] [--clusters]
 
 TASK is classification, detection, pose or segmentation. A pose model asks where the persons are:
 --box LEFT TOP WIDTH HEIGHT, once for each, or a detector by --det-config, --det-checkpoint and
 --det-class; with neither, the whole image is one person. Where the detector finds nobody, nothing
-is drawn.
+is drawn. --clusters adds a sheet of the backbone's clusters beside every image's overlay.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
+from rich.progress import track
+
+from clustr_mm.datasets.pixels import rgb_or_bands
 from clustr_mm.engine import run_tool
-from clustr_mm.engine.inference import add_demo_options, demo_from, run_demo
+from clustr_mm.engine.inference import VIDEOS, add_demo_options, demo_from, plan_overlays
 from clustr_mm.engine.options import Parser
+from clustr_mm.visualization import show_clusters
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -26,14 +30,22 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         '--box', nargs=4, type=float, action='append', default=[],
         metavar=('LEFT', 'TOP', 'WIDTH', 'HEIGHT'), help='a person, in pixels',
     )  # fmt: skip
+    parser.add_argument('--clusters', action='store_true', help='a sheet of clusters a picture')
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
-    draw = demo_from(options, options.box)
-    for overlay in run_demo(draw, options.input, options.out_dir):
+    demo = demo_from(options, options.box)
+    pairs = plan_overlays(options.input, options.out_dir)
+    for file, overlay in track(pairs, 'Drawing', disable=not sys.stdout.isatty()):
+        demo.draw_file(file, overlay)
         print(overlay, flush=True)
+        if options.clusters and file.suffix.lower() not in VIDEOS:
+            sheet = overlay.with_name(f'{overlay.stem}_clusters.png')
+            photo = rgb_or_bands(demo.read(str(file)))
+            show_clusters(demo.model, photo, title=file.name).save(sheet)
+            print(sheet, flush=True)
 
 
 if __name__ == '__main__':

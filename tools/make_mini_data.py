@@ -8,15 +8,13 @@ The folder is complete or not there; the same request a second time returns at o
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 
 from clustr_mm.engine.errors import run_tool
 from clustr_mm.engine.options import Parser
-from clustr_mm.engine.progress import progress_line
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    from clustr_mm.datasets.mini.mini import LAYOUTS
+    from clustr_mm.datasets.mini import LAYOUTS
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', metavar='OUT', help='folder to make')
@@ -32,11 +30,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
-    from clustr_mm.datasets.mini.mini import MiniData, build
+    from rich.progress import Progress
+
+    from clustr_mm.datasets.mini import MiniData, build
 
     data = MiniData(options.layout, options.train, options.val, tuple(options.size), options.seed)
-    progress = partial(progress_line(), 'mini data')
-    for layout, root in build(options.out, data, progress).items():
+    with Progress(disable=not sys.stdout.isatty(), transient=True) as progress:
+        task = progress.add_task('mini data', total=None)
+        made = build(
+            options.out,
+            data,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    for layout, root in made.items():
         print(f'{layout}: --data-root {root}')
 
 

@@ -15,12 +15,11 @@ from collections.abc import Sequence
 
 from clustr_mm.engine import run_tool
 from clustr_mm.engine.options import Parser, add_trust
-from clustr_mm.weights.files import read_checkpoint, trust_checkpoints
+from clustr_mm.weights.files import read_checkpoint
+from clustr_mm.weights.publish import PARTS, publish
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from clustr_mm.engine.publish import PARTS, publish
-
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', metavar='CKPT', help='.pth or .safetensors')
     parser.add_argument('--out-dir', default='.', metavar='DIR', help='where to write')
@@ -32,12 +31,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--show', action='store_true', help="only print CKPT's metadata")
     add_trust(parser)
     options = parser.parse_args(argv)
-    trust_checkpoints(options.trust_checkpoint)
+    trust = options.trust_checkpoint
     if options.show:
-        meta = read_checkpoint(options.checkpoint).get('meta', {})
+        meta = read_checkpoint(options.checkpoint, trust=trust).get('meta', {})
         print('\n'.join(f'{key}: {value}' for key, value in sorted(meta.items())))
         return
-    path = publish(options.checkpoint, options.out_dir, options.name, options.part, options.score)
+    path = publish(
+        options.checkpoint, options.out_dir, options.name, options.part, options.score, trust
+    )
     print(f'{path}: {options.part} weights, {path.stat().st_size / 2**20:.1f} MiB')
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +11,6 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch.overrides import TorchFunctionMode
-
-from clustr_mm.engine.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -50,18 +46,6 @@ class _EmptyOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@contextmanager
-def quiet_build() -> Iterator[None]:
-    """Keeps what the libraries log while they build a model out of the output."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def build_empty(cfg: Config) -> Any:
     """Builds a config's model without memory for its weights.
 
@@ -72,60 +56,25 @@ def build_empty(cfg: Config) -> Any:
         The model, its parameters on the meta device, its buffers wherever they were made.
 
     Raises:
-        UserError: If it has no model with a backbone.
+        ValueError: If it has no model with a backbone.
     """
     if 'backbone' not in (cfg.get('model') or {}):
-        raise UserError(f'config {cfg.filename} has no model with a backbone; give one that has')
+        raise ValueError(f'config {cfg.filename} has no model with a backbone; give one that has')
+    MMLogger.get_current_instance().setLevel(logging.WARNING)  # not what the libraries say of it
     scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
-    with scope, quiet_build(), _EmptyOnMeta():
+    with scope, _EmptyOnMeta():
         return MODELS.build(cfg.model)
 
 
 def count_parameters(cfg: Config) -> Parameters:
-    """Builds a config's model, without memory for its weights, and counts its parameters.
-
-    Args:
-        cfg: A config of mmdet, mmseg, mmpose or mmpretrain whose model has a ``backbone``.
-
-    Returns:
-        The numbers.
-
-    Raises:
-        UserError: If it has no model with a backbone.
-    """
+    """Builds a config's model as ``build_empty`` does, and counts its parameters."""
     return parameters_of(build_empty(cfg))
 
 
 def parameters_of(model: Any) -> Parameters:
-    """Counts the parameters of a model of one of the libraries.
-
-    Args:
-        model: A model with a ``backbone``.
-
-    Returns:
-        The numbers.
-    """
+    """Counts the parameters of a model of one of the libraries, which has a ``backbone``."""
     total, backbone, neck = (
         sum(parameter.numel() for parameter in part.parameters()) if part is not None else 0
         for part in (model, model.backbone, getattr(model, 'neck', None))
     )
     return Parameters(total, backbone, neck, total - backbone - neck)
-
-
-def parameter_table(models: Mapping[str, Parameters]) -> str:
-    """Numbers of parameters as a Markdown table, in millions.
-
-    Args:
-        models: Numbers by config.
-
-    Returns:
-        The table's lines, a newline after each.
-    """
-    lines = [
-        '| config | parameters (M) | backbone | neck | heads |',
-        '|---|--:|--:|--:|--:|',
-    ]
-    for name, n in models.items():
-        millions = (f'{count / 1e6:.2f}' for count in (n.total, n.backbone, n.neck, n.heads))
-        lines.append(f'| `{name}` | {" | ".join(millions)} |')
-    return '\n'.join(lines) + '\n'

@@ -1,109 +1,103 @@
-"""Backbones to compare with: mmdet's, or timm's where mmdet is not installed.
+"""Backbones by name: ClusTR with its settings, and those to compare it with.
 
 A peer is a backbone of about ClusTR-S's size, or a user's yardstick: PVTv2-B2 (Wang et al., arXiv
-2106.13797), Swin-T (Liu et al., arXiv 2103.14030), ResNet-50.
+2106.13797), Swin-T (Liu et al., arXiv 2103.14030), ResNet-50; mmdet's, or timm's where mmdet is not
+installed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import ast
 from typing import Any
 
 from torch import nn
 
-from clustr_mm.analysis.settings import parse_setting
-from clustr_mm.engine.errors import UserError
 from clustr_mm.models import ClusTR
 
-
-@dataclass(frozen=True)
-class Peer:
-    """A backbone of other libraries.
-
-    Attributes:
-        mmdet: Its config in mmdet.
-        timm: Its name in timm.
-        channels: Of the maps at strides 4, 8, 16 and 32.
-    """
-
-    mmdet: Mapping[str, Any]
-    timm: str
-    channels: tuple[int, ...]
-
-
-PEERS = {
-    'pvtv2_b2': Peer(
-        dict(type='PyramidVisionTransformerV2', embed_dims=64, num_layers=[3, 4, 6, 3]),
-        'pvt_v2_b2',
-        (64, 128, 320, 512),
-    ),
-    'swin_t': Peer(
-        dict(type='SwinTransformer'), 'swin_tiny_patch4_window7_224', (96, 192, 384, 768)
-    ),
-    'resnet50': Peer(dict(type='ResNet', depth=50), 'resnet50', (256, 512, 1024, 2048)),
-}
+EXACT = 'exact'
 _ARCHS = {'clustr_t': 'tiny', 'clustr_s': 'small', 'clustr_b': 'base'}
+# Configs in mmdet, and names and further arguments in timm. The rate of stochastic depth is the
+# one that mmdet's have, and ClusTR; ResNet has none there.
+PEERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    'pvtv2_b2': (
+        dict(type='PyramidVisionTransformerV2', embed_dims=64, num_layers=[3, 4, 6, 3]),
+        dict(model_name='pvt_v2_b2', drop_path_rate=0.1),
+    ),
+    'swin_t': (
+        dict(type='SwinTransformer'),
+        dict(model_name='swin_tiny_patch4_window7_224', drop_path_rate=0.1),
+    ),
+    'resnet50': (
+        dict(type='ResNet', depth=50),
+        dict(model_name='resnet50', out_indices=(1, 2, 3, 4)),
+    ),
+}
 
 
-def clustr_options(name: str) -> dict[str, Any] | None:
-    """ClusTR's options that a name stands for.
+def parse_setting(text: str) -> dict[str, Any]:
+    """Reads a setting of ClusTR.
 
     Args:
-        name: ``'clustr_s'`` or, with a setting, ``'clustr_s+recluster_every=0'``; or a peer's name.
+        text: ``'exact'`` or ``'KEY=VALUE'``, several joined by ``+``. A value is a Python literal
+            or else a string: ``56``, ``None``, ``(1,4)``, ``window``.
 
     Returns:
-        Arguments of ``ClusTR``; None for a peer.
+        Values by key; empty for ``'exact'``.
 
     Raises:
-        UserError: If there is no such backbone.
+        ValueError: If it cannot be read, or a key comes twice.
     """
-    kind, _, setting = name.partition('+')
-    if kind in _ARCHS:
-        return dict(arch=_ARCHS[kind], **parse_setting(setting or 'exact'))
-    if name not in PEERS:
-        raise UserError(f'model is {name!r}; use one of {", ".join((*_ARCHS, *PEERS))}')
-    return None
+    if text == EXACT:
+        return {}
+    options: dict[str, Any] = {}
+    for part in text.split('+'):
+        key, equals, value = part.partition('=')
+        if not (key.isidentifier() and equals and value):
+            raise ValueError(f'setting is {text!r}; use {EXACT!r} or KEY=VALUE, joined by +')
+        if key in options:
+            raise ValueError(f'setting {text!r} has {key} twice; leave one')
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    return options
 
 
 def build_backbone(name: str, shape: tuple[int, int]) -> tuple[nn.Module, str]:
     """Builds a backbone with random weights that returns the maps at strides 4 to 32.
 
     Args:
-        name: As for ``clustr_options``.
+        name: ``'clustr_s'`` or, with a setting, ``'clustr_s+recluster_every=0'``; or a peer's.
         shape: Height and width of the images; timm's Swin wants to know.
 
     Returns:
         The backbone, and the library that it is from.
 
     Raises:
-        UserError: If there is no such backbone, or no library that has it.
+        ValueError: If there is no such backbone, or no library that has it.
     """
-    options = clustr_options(name)
-    if options is not None:
+    kind, _, setting = name.partition('+')
+    if kind in _ARCHS:
         try:
-            return ClusTR(**options), 'clustr_mm'
+            return ClusTR(_ARCHS[kind], **parse_setting(setting or EXACT)), 'clustr_mm'
         except TypeError as error:  # an option that there is not
-            raise UserError(f'model {name}: {error}') from error
-    peer = PEERS[name]
-    reasons = []
+            raise ValueError(f'model {name}: {error}') from error
+    if name not in PEERS:
+        raise ValueError(f'model is {name!r}; use one of {", ".join((*_ARCHS, *PEERS))}')
+    in_mmdet, in_timm = PEERS[name]
     try:
         from mmdet.models import backbones
 
-        config = dict(peer.mmdet)
-        return getattr(backbones, config.pop('type'))(**config), 'mmdet'
+        arguments = dict(in_mmdet)
+        return getattr(backbones, arguments.pop('type'))(**arguments), 'mmdet'
     except ImportError as error:  # no mmdet, or no mmcv with its compiled operators
-        reasons.append(f'mmdet cannot be imported ({error})')
+        reason = f'mmdet cannot be imported ({error})'
     try:
         import timm
-
-        # The rate that mmdet's have, and ClusTR; ResNet has none there.
-        extra: dict[str, Any] = {} if name == 'resnet50' else dict(drop_path_rate=0.1)
-        if name == 'swin_t':
-            extra['img_size'] = shape
-        indices = (1, 2, 3, 4) if name == 'resnet50' else (0, 1, 2, 3)
-        model = timm.create_model(peer.timm, features_only=True, out_indices=indices, **extra)
-        return model, 'timm'
     except ImportError as error:
-        reasons.append(f'nor timm ({error})')
-    raise UserError(f'model {name} is not ours: {", ".join(reasons)}; install one of the two')
+        raise ValueError(
+            f'model {name} is not ours: {reason}, nor timm ({error}); install one of the two'
+        ) from error
+    size = dict(img_size=shape) if name == 'swin_t' else {}
+    arguments = dict(out_indices=(0, 1, 2, 3)) | size | in_timm
+    return timm.create_model(features_only=True, **arguments), 'timm'

@@ -40,30 +40,17 @@ def circumstances(device: torch.device) -> dict[str, Any]:
     return facts
 
 
-def results_file(
-    folder: str | os.PathLike, what: str, dtype: str, device: torch.device, suffix: str = '.csv'
-) -> Path:
-    """A path, named by what was measured, dtype, torch and device.
-
-    Args:
-        folder: Where it shall be; made if it is not there.
-        what: What was measured.
-        dtype: Precision in words.
-        device: On what.
-        suffix: Of the file.
-
-    Returns:
-        The path.
-    """
+def results_file(folder: str | os.PathLike, what: str, dtype: str, device: torch.device) -> Path:
+    """Names a CSV file by what was measured, precision, torch and device; makes its folder."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     words = [what, dtype, f'torch{torch.__version__}', device_name(device)]
     slugs = (re.sub(r'[^A-Za-z0-9.+-]+', '-', word).strip('-') for word in words)
-    return path / f'{"_".join(slugs)}{suffix}'
+    return path / f'{"_".join(slugs)}.csv'
 
 
 def write_rows(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows as a CSV file; None and what a row has not become an empty cell.
+    """Writes rows as a CSV file, floats with five digits; what a row lacks is an empty cell.
 
     Args:
         path: The file.
@@ -73,4 +60,23 @@ def write_rows(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> No
     with open(path, 'w', newline='') as file:
         writer = csv.DictWriter(file, columns, restval='')
         writer.writeheader()
-        writer.writerows(rows)
+        for row in rows:
+            writer.writerow({k: f'{v:.5g}' if isinstance(v, float) else v for k, v in row.items()})
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """Lays out a table whose columns line up, the first to the left and the others to the right.
+
+    Args:
+        lines: The heading, then the lines, of as many cells each.
+
+    Returns:
+        The table's lines, a newline after each.
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
+    laid_out = [
+        [line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]
+        for line in (lines[0], rule, *lines[1:])
+    ]
+    return ''.join(f'| {" | ".join(cells)} |\n' for cells in laid_out)

@@ -1,37 +1,98 @@
-"""Times models side by side: throughput, latency, memory, and ratios that a busy machine spares.
+"""Time and memory of a call, and of models side by side: the one clock of all measurements.
 
-In every round each model runs once, one after the other, in one process with the same threads. The
-ratio of two models is the median over rounds of the round's own ratio, so that a machine that
-drifts or is shared favours none.
+Models are compared in rounds: in every round each runs once, one after the other, in one process
+with the same threads. The ratio of two is the median over rounds of the round's own ratio, so that
+a machine that drifts or is shared favours none.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 
-from clustr_mm.analysis.measure import measure
+T = TypeVar('T')
 
 # How long a model runs back to back in one round on a GPU, and at most how often.
 _SECONDS_OF_A_ROUND = 0.25
 _RUNS_OF_A_ROUND = 50
 
 
+def time_call(
+    call: Callable[[], object], device: torch.device, times: int = 1
+) -> tuple[float, float]:
+    """Makes a call, some times back to back.
+
+    Args:
+        call: What to time. Warm it up first: the first call also pays for loading kernels.
+        device: Where it computes; it is waited for.
+        times: How often.
+
+    Returns:
+        Seconds of one call by the clock, and of all threads of the processor, which a shared
+        machine stretches less.
+    """
+    wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+    wait()
+    wall, processor = time.perf_counter(), time.process_time()
+    for _ in range(times):
+        call()
+    wait()
+    return (time.perf_counter() - wall) / times, (time.process_time() - processor) / times
+
+
+def peak_memory(call: Callable[[], T], device: torch.device) -> tuple[T, float | None]:
+    """Makes a call and watches the memory.
+
+    Args:
+        call: The call.
+        device: Where it computes.
+
+    Returns:
+        The call's result, and the highest memory above what was in use before, in MiB, the result
+        included: resident memory on a CPU, the allocator's on a GPU. None where the system does
+        not say (a CPU without Linux).
+    """
+    gc.collect()
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = call()
+        torch.cuda.synchronize(device)
+        return result, (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    if sys.platform != 'linux':
+        return call(), None
+    # What malloc keeps of freed memory would hide a peak; glibc can give it back, musl need not.
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+    if trim is not None:
+        trim(0)
+    Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
+    in_use = _peak_resident()
+    return call(), _peak_resident() - in_use
+
+
+def _peak_resident() -> float:
+    status = Path('/proc/self/status').read_text()
+    return int(status.split('VmHWM:')[1].split()[0]) / 1024
+
+
 @dataclass(frozen=True)
 class Step:
-    """A forward pass of a model, or a training step, on one batch.
+    """A forward pass of a backbone, or a training step, on one batch.
 
     Attributes:
         run: Does it.
-        model: The model.
+        model: The backbone.
         optimizer: What updates it; None for a forward pass.
     """
 
@@ -48,108 +109,72 @@ class Step:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20
 
 
-@dataclass(frozen=True)
-class Timing:
-    """What a step took, and how that compares.
-
-    Attributes:
-        latency: Seconds of one step by the clock, waited for; median over rounds.
-        fastest: The least of these.
-        seconds: Seconds a step, back to back; on a CPU the latency.
-        cpu_seconds: Processor time of all threads of a step, median; None on a GPU.
-        peak_mib: Highest memory in use, the model and its optimizer included; None where unknown.
-        ratio: ``seconds`` as a multiple of the baseline's, median over rounds.
-        cpu_ratio: The same of ``cpu_seconds``; None on a GPU.
-    """
-
-    latency: float
-    fastest: float
-    seconds: float
-    cpu_seconds: float | None
-    peak_mib: float | None
-    ratio: float
-    cpu_ratio: float | None
-
-
 def backbone_step(
     model: nn.Module,
     images: Tensor,
     train: bool,
-    dtype: torch.dtype = torch.float32,
+    amp: torch.dtype | None = None,
     compile_mode: str | None = None,
 ) -> Step:
     """Makes a step of a backbone: images in, maps out.
 
     Args:
-        model: The backbone; it is moved, and for inference converted.
+        model: The backbone; it is moved to the images' device.
         images: (B, 3, height, width).
-        train: Forward, backward and AdamW (with a rate of 0: the weights stay what they are), under
-            autocast for half precision; else a forward pass, all of it in ``dtype``.
-        dtype: Precision.
-        compile_mode: torch.compile's mode, or ``'aot_eager'``, its backend that traces and compiles
-            nothing; None for eager.
+        train: Forward, backward and AdamW (with a rate of 0: the weights stay what they are); else
+            a forward pass.
+        amp: Half precision of autocast; None for float32. float16 scales the loss on a GPU.
+        compile_mode: torch.compile's mode, such as ``'default'``; None for eager.
 
     Returns:
         The step.
     """
-    model.to(images.device)
+    device = images.device
+    model.to(device)
     model.train(train)  # some of mmdet's return nothing
-    compiled = _compiled(model, compile_mode)
+    forward: Any = model if compile_mode is None else torch.compile(model, mode=compile_mode)
+    autocast = torch.autocast(device.type, amp, enabled=amp is not None)
     if not train:
-        model.to(dtype)
-        images = images.to(dtype)
 
         def infer() -> object:
-            with torch.no_grad():
-                return compiled(images)
+            with torch.no_grad(), autocast:
+                return forward(images)
 
         return Step(infer, model, None)
-    wrapper = _optim_wrapper(model, dtype)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.0)
+    # Before torch 2.3 it is not in torch.amp.
+    scaler_type = getattr(torch.amp, 'GradScaler', None) or torch.cuda.amp.GradScaler
+    scaler = scaler_type(enabled=amp == torch.float16 and device.type == 'cuda')
 
     def step() -> None:
-        with _outer_context(wrapper, images.device, dtype), wrapper.optim_context(model):
-            maps = compiled(images)
-        wrapper.update_params(sum(m.float().square().mean() for m in maps))
+        with autocast:
+            maps = forward(images)
+        scaler.scale(sum(m.float().square().mean() for m in maps)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
 
-    return Step(step, model, wrapper.optimizer)
+    return Step(step, model, optimizer)
 
 
-def model_step(
-    model: nn.Module,
-    data: dict[str, Any],
-    train: bool,
-    dtype: torch.dtype = torch.float32,
-    compile_mode: str | None = None,
-) -> Step:
-    """Makes a step of a whole model of an OpenMMLab library, from pixels to losses or results.
+@dataclass(frozen=True)
+class Timing:
+    """What a step took, and how that compares.
 
-    Args:
-        model: The model, where it shall run.
-        data: A batch as its data loader gives it.
-        train: As for ``backbone_step``; else ``test_step``, post-processing included.
-        dtype: Precision; half precision by autocast.
-        compile_mode: For the backbone, as for ``backbone_step``.
-
-    Returns:
-        The step.
+    Attributes:
+        seconds: By the clock, of one step back to back with others; median over rounds.
+        cpu_seconds: Of all threads of the processor; median over rounds.
+        ratio: ``seconds`` as a multiple of the baseline's, median over rounds.
+        cpu_ratio: The same of ``cpu_seconds``.
+        peak_mib: Highest memory in use, the model and its optimizer included; None where unknown.
     """
-    model.train(train)
-    device = next(model.parameters()).device
-    model.backbone = _compiled(cast(nn.Module, model.backbone), compile_mode)
-    if not train:
 
-        def infer() -> object:
-            with torch.no_grad(), _autocast(device, dtype):
-                return cast(Any, model).test_step(data)
-
-        return Step(infer, model, None)
-    wrapper = _optim_wrapper(model, dtype)
-
-    def step() -> None:
-        with _outer_context(wrapper, device, dtype):
-            cast(Any, model).train_step(data, wrapper)
-
-    return Step(step, model, wrapper.optimizer)
+    seconds: float
+    cpu_seconds: float
+    ratio: float
+    cpu_ratio: float
+    peak_mib: float | None
 
 
 def compare(steps: Mapping[str, Step], baseline: str, rounds: int) -> dict[str, Timing]:
@@ -164,80 +189,33 @@ def compare(steps: Mapping[str, Step], baseline: str, rounds: int) -> dict[str, 
         Timings by name.
     """
     device = next(steps[baseline].model.parameters()).device
-    repeats: dict[str, int] = {}
+    times = dict.fromkeys(steps, 1)
     peaks: dict[str, float | None] = {}
     for name, step in steps.items():
         step.run()  # compiles, chooses kernels, makes the optimizer's state
-        _, cost = measure(step.run, device)
-        peaks[name] = None if cost.peak_mib is None else cost.peak_mib + step.held_mib()
+        _, peak = peak_memory(step.run, device)
+        peaks[name] = None if peak is None else peak + step.held_mib()
         if device.type == 'cuda':
-            fitting = int(_SECONDS_OF_A_ROUND / _time(step.run, device)[0])
-            repeats[name] = min(max(fitting, 1), _RUNS_OF_A_ROUND)
-
-    latency: dict[str, list[float]] = {name: [] for name in steps}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    cpu_seconds: dict[str, list[float]] = {name: [] for name in steps}
+            fitting = int(_SECONDS_OF_A_ROUND / time_call(step.run, device)[0])
+            times[name] = min(max(fitting, 1), _RUNS_OF_A_ROUND)
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            wall, processor = _time(step.run, device)
-            latency[name].append(wall)
-            cpu_seconds[name].append(processor)
-            if device.type == 'cuda':
-                wall = _time(step.run, device, repeats[name])[0]
-            seconds[name].append(wall)
-    on_cpu = device.type == 'cpu'
+            taken[name].append(time_call(step.run, device, times[name]))
+
+    def median(name: str, clock: int, over: str | None = None) -> float:
+        values = [each[clock] for each in taken[name]]
+        if over is not None:
+            values = [a / b[clock] for a, b in zip(values, taken[over], strict=True)]
+        return statistics.median(values)
+
     return {
         name: Timing(
-            latency=statistics.median(latency[name]),
-            fastest=min(latency[name]),
-            seconds=statistics.median(seconds[name]),
-            cpu_seconds=statistics.median(cpu_seconds[name]) if on_cpu else None,
+            seconds=median(name, 0),
+            cpu_seconds=median(name, 1),
+            ratio=median(name, 0, baseline),
+            cpu_ratio=median(name, 1, baseline),
             peak_mib=peaks[name],
-            ratio=_ratio(seconds[name], seconds[baseline]),
-            cpu_ratio=_ratio(cpu_seconds[name], cpu_seconds[baseline]) if on_cpu else None,
         )
         for name in steps
     }
-
-
-def _time(call: Callable[[], object], device: torch.device, times: int = 1) -> tuple[float, float]:
-    """Seconds of a call by the clock and by the processor, the mean of some back to back."""
-    synchronise = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
-    synchronise()
-    wall, processor = time.perf_counter(), time.process_time()
-    for _ in range(times):
-        call()
-    synchronise()
-    return (time.perf_counter() - wall) / times, (time.process_time() - processor) / times
-
-
-def _ratio(values: list[float], baseline: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(values, baseline, strict=True))
-
-
-def _compiled(model: nn.Module, mode: str | None) -> nn.Module:
-    if mode is None:
-        return model
-    if mode == 'aot_eager':
-        return cast(nn.Module, torch.compile(model, backend=mode))
-    return cast(nn.Module, torch.compile(model, mode=mode))
-
-
-def _optim_wrapper(model: nn.Module, dtype: torch.dtype) -> OptimWrapper:
-    """AdamW in mmengine's wrapper; on a GPU in half precision the one that scales the loss."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=0.0)
-    if dtype != torch.float32 and trained[0].is_cuda:
-        return AmpOptimWrapper(dtype=str(dtype).removeprefix('torch.'), optimizer=optimizer)
-    return OptimWrapper(optimizer)
-
-
-def _outer_context(
-    wrapper: OptimWrapper, device: torch.device, dtype: torch.dtype
-) -> AbstractContextManager[Any]:
-    """Autocast where the wrapper does not bring its own: mmengine's refuses a CPU."""
-    return nullcontext() if isinstance(wrapper, AmpOptimWrapper) else _autocast(device, dtype)
-
-
-def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

@@ -1,132 +1,164 @@
 """Everything that is missing or wrong of a config's data sets, before a long run starts.
 
-`check_data_root` looks at what decides whether a run starts, and stops at the first fault. The
-audit goes on, and looks at every file as the run would: it builds the data sets and loads their
-samples with the steps that training loads them with. On a full data set it takes minutes, or with
-`decode` as long as loading an epoch does.
+`check_paths` looks whether a run finds its files; the audit looks at every file as the run would.
+It builds the data sets by their own classes and loads samples by their own loading steps, so that
+it asks for nothing that a run does not. What the libraries pass over in silence, it says. On a full
+data set it takes minutes, or with `decode` as long as loading an epoch does.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from functools import partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
 from mmengine.dataset import BaseDataset
-from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
+from mmengine.fileio import list_dir_or_file
+from mmengine.registry import DATASETS, init_default_scope
 
-from clustr_mm.datasets.annotations import (
-    AnnotationError,
-    check_annotations,
-    image_sizes,
-    is_remote,
-    join_path,
-)
 from clustr_mm.datasets.check import (
-    SPLITS,
-    ClassFoldersError,
+    LOADERS,
     DataNotFoundError,
-    check_class_folders,
-    check_data_root,
+    Part,
+    check_part,
     check_paths,
-    each_dataset,
-    lone_labels,
+    each_part,
+    each_step,
+    remote,
+    type_name,
 )
-from clustr_mm.datasets.transforms import CheckedLoad, DataFileError, guard_dataset, type_name
+from clustr_mm.datasets.coco import coco_faults
+from clustr_mm.datasets.faults import (
+    file_fault,
+    first_line,
+    loaded_faults,
+    loading_steps,
+    sample_fault,
+)
+from clustr_mm.datasets.labels import IGNORED, Labels, load_labels
 
-# Images of the public data sets, train and val. Sources: the data sets' own pages (ADE20K's scene
-# parsing benchmark, COCO 2017, ILSVRC 2012); COCO-WholeBody annotates COCO's images.
-EXPECTED_IMAGES = {
-    'ADE20KDataset': {'train': 20210, 'val': 2000},
-    'CocoDataset': {'train': 118287, 'val': 5000},
-    'CocoWholeBodyDataset': {'train': 118287, 'val': 5000},
-    'ImageNet': {'train': 1281167, 'val': 50000},
-}
+_DARK = 31  # of 255: a picture without a brighter pixel has lost bits on its way
+_NO_SAMPLE = 'no sample is left: are classes and img_suffix those of the files?'
 _WORKERS = 8  # opening files is waiting, mostly
 
-Say = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
+Track = Callable[[Iterable, int, str], Iterable]
 
 
 def audit(
     cfg: Mapping[str, Any],
-    say: Say,
-    progress: Progress,
     decode: bool = False,
-    subset: bool = False,
+    track: Track = lambda steps, total, what: steps,
 ) -> Iterator[str]:
     """Look for every fault of a config's data sets.
 
     Args:
         cfg: an mmengine Config, or a dict of its form.
-        say: called with a line on what was looked at.
-        progress: called with (what, files done, files in all).
         decode: whether to load every image, too.
-        subset: whether fewer images than the public data set has are meant.
+        track: goes through (steps, their number, what they are) and shows how far it has come.
 
     Yields:
-        One line a fault.
+        Lines: "fault: ...", "warning: ..." for what may be meant so, and what was looked at.
     """
-    scope = cfg.get('default_scope')
-    init_default_scope(scope or 'mmengine')
-    seen = set()
-    for split in SPLITS:
-        loader = cfg.get(f'{split}_dataloader') or {}
-        for place, dataset in each_dataset(loader.get('dataset'), f'{split}_dataloader.dataset'):
-            trained = split == 'train'
-            where = ('data_root', 'ann_file', 'data_prefix', 'split')
-            key = repr([trained, *map(dataset.get, where)])
-            if key in seen:  # a test set that is the validation set
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    trained: dict[tuple, str] = {}
+    seen: list[Part] = []
+    for loader in LOADERS:
+        split = loader.removesuffix('_dataloader')
+        evaluator = f'{split}_evaluator'
+        labels = Labels()
+        for part in each_part((cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'):
+            if any(part[1:] == each[1:] for each in seen):  # a test set that is the validation set
                 continue
-            seen.add(key)
+            seen.append(part)
             try:
-                check_paths(dataset, place)
-                check_annotations(dataset, scope, evaluated=not trained)
-            except (DataNotFoundError, AnnotationError) as error:
-                yield str(error)  # and what else it may have, no library could read
+                check_part(part, cfg.get('default_scope'))
+                built = _build(part)
+            except DataNotFoundError as error:
+                yield f'fault: {error}'
                 continue
-            for label, image in lone_labels(dataset):
-                yield f'label map {label} has no image {image}'
-            try:
-                built = _build(dataset)
             except Exception as error:  # the libraries' words for what is in the files
-                reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-                yield f'{place} cannot be built ({reason})'
+                yield f'fault: {_source(part)} ({part.place}): {_build_fault(error)}'
+                continue
+            kind = type_name(part.cfg['type'])
+            if built is None:
+                yield f'{split}: {kind}: no data set of mmengine, and not looked into'
                 continue
             first = _first_samples(built)
-            if not first:
-                kind = type_name(dataset['type'])
-                say(f'{split}: {kind}: only that its files and folders are there has been checked')
-                continue
-            yield from _count_faults(dataset, first, split, say, subset)
-            yield from _class_faults(built, first, split, say)
-            if trained:
+            what = 'images' if first or not len(built) else 'samples, whose files are not looked at'
+            yield f'{split}: {kind}: {len(first) or len(built):,} {what}, {_source(part)}'
+            if not len(built):
+                yield f'fault: {_source(part)} ({part.place}): {_NO_SAMPLE}'
+            yield from _annotation_faults(built, cfg.get(evaluator) if split != 'train' else ())
+            yield from _class_faults(built, part, trained)
+            yield from _lone_labels(built)
+            if split == 'train':
                 yield from _head_faults(cfg.get('model'), built.metainfo.get('classes'))
-            look = partial(_sample_faults, built, _loaders(dataset, scope), decode)
-            yield from _each(look, list(first.values()), f'{split} images', progress)
+            dark = []
+            backed = remote(_source(part), part.cfg, *each_step(part.pipeline))
+            looked = _in_threads(partial(_look, built, decode, not backed), first.values())
+            for sample, counts, faults, image in track(looked, len(first), f'{split} images'):
+                labels.add(built, sample, counts)
+                if image is not None and image <= _DARK:
+                    dark.append(sample['img_path'])
+                for fault in dict.fromkeys(faults):
+                    yield f'fault: {fault}'
+            if 10 * len(dark) >= max(1, len(first)):
+                yield (
+                    f'warning: {split}: {len(dark):,} images have no value above {_DARK} of 255, '
+                    f'the first {min(dark)}: were 10 or 12 bits cut down to 8?'
+                )
+        wrong = split == 'train' and (labels.useless() or labels.outside)
+        for line in labels.lines():
+            yield f'{"fault" if wrong else "warning"}: {split}: {line}'
         try:
-            check_data_root({f'{split}_evaluator': cfg.get(f'{split}_evaluator')}, [split])
+            check_paths({evaluator: cfg.get(evaluator)}, [loader])
         except DataNotFoundError as error:
-            yield str(error)
-    try:
-        check_class_folders({name: cfg[name] for name in cfg if name.endswith('_dataloader')})
-    except ClassFoldersError as error:
-        yield str(error)
+            yield f'fault: {error}'
 
 
-def _build(dataset: Mapping[str, Any]) -> BaseDataset:
-    """Build a data set whose samples are what its pipeline would be given."""
-    without: dict[str, Any] = {'pipeline': []} if 'pipeline' in dataset else {}
+def _build(part: Part) -> BaseDataset | None:
+    """Build a data set whose pipeline is its loading steps; None if it is a foreign one."""
+    kind = part.cfg['type']
+    known = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if known is not None and not (isinstance(known, type) and issubclass(known, BaseDataset)):
+        return None
+    loads = [step for step in part.pipeline if type_name(step['type']).startswith('Load')]
+    pipeline: dict[str, Any] = {'pipeline': loads} if part.pipeline else {}
     with redirect_stdout(io.StringIO()):  # pycocotools prints how long it takes
-        built = DATASETS.build({**dataset, **without})
+        built = DATASETS.build({**part.cfg, **pipeline})
         built.full_init()
     return built
+
+
+def _in_threads(function: Callable, items: Iterable) -> Iterator[Any]:
+    """Call a function on items, some at once, and yield the results in order."""
+    rest = iter(items)
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        while batch := list(islice(rest, 16 * _WORKERS)):
+            yield from pool.map(function, batch)
+
+
+def _build_fault(error: Exception) -> str:
+    """Say why a data set's class could not read its files."""
+    if isinstance(error, KeyError) and ' ' not in str(error):
+        return f'a record has no {error}'
+    if isinstance(error, ValueError) and 'need at least one array' in str(error):  # mmengine's
+        return _NO_SAMPLE
+    return f'cannot be read ({first_line(error)})'
+
+
+def _source(part: Part) -> str:
+    """The annotation file or folder that a data set's samples are listed in."""
+    file = part.cfg.get('ann_file')
+    root = part.cfg.get('data_root') or ''
+    return os.path.join(root, file) if isinstance(file, str) else root
 
 
 def _first_samples(built: BaseDataset) -> dict[str, int]:
@@ -139,6 +171,55 @@ def _first_samples(built: BaseDataset) -> dict[str, int]:
     return first
 
 
+def _annotation_faults(built: BaseDataset, metrics: Any) -> Iterator[str]:
+    """Look into a file of COCO's format, where the data set has one."""
+    path = str(getattr(built, 'ann_file', ''))
+    if not path.endswith('.json') or not os.path.isfile(path):
+        return
+    with open(path, encoding='utf-8') as file:
+        content = json.load(file)
+    if isinstance(content, dict) and {'annotations', 'images', 'categories'} <= content.keys():
+        masks = any(getattr(step, 'with_mask', False) for step in loading_steps(built))
+        for is_fault, line in coco_faults(content, built, _metric_fields(built, metrics), masks):
+            yield f'{"fault" if is_fault else "warning"}: {path}: {line}'
+
+
+def _metric_fields(built: BaseDataset, metrics: Any) -> Sequence[str]:
+    """The fields of an annotation that metrics read, and ask for once the test is done."""
+    metrics = [metrics] if isinstance(metrics, Mapping) else metrics or ()
+    names = {type_name(each.get('type', '')) for each in metrics if isinstance(each, Mapping)}
+    if 'CocoMetric' in names and type(built).__module__.startswith('mmdet.'):
+        return 'area', 'iscrowd'
+    return ('area',) if 'CocoWholeBodyMetric' in names else ()
+
+
+def _class_faults(
+    built: BaseDataset, part: Part, trained: dict[tuple[str, ...], str]
+) -> Iterator[str]:
+    """Compare classes with those that are `trained`, and where: labels number them in order."""
+    classes = tuple(built.metainfo.get('classes') or ())
+    if part.place.startswith('train'):
+        trained.setdefault(classes, part.place)
+    elif trained and classes not in trained:
+        theirs, other = next(iter(trained.items()))
+        lone = ', '.join(sorted(set(classes) ^ set(theirs)))
+        how = f'{lone:.200} in one only' if lone else 'in another order'
+        places = f'{other} and {part.place}'
+        yield f'fault: {places} have different classes ({how}), and labels number them'
+
+
+def _lone_labels(built: BaseDataset) -> Iterator[str]:
+    """Yield the label maps without an image: mmseg begins with the images, and never sees them."""
+    folder = (getattr(built, 'data_prefix', None) or {}).get('seg_map_path')
+    suffix = getattr(built, 'seg_map_suffix', None)
+    if not folder or not suffix or built.ann_file or not os.path.isdir(folder):
+        return
+    used = {built.get_data_info(i).get('seg_map_path') for i in range(len(built))}
+    names = list_dir_or_file(folder, list_dir=False, suffix=suffix, recursive=True)
+    for path in sorted({os.path.join(folder, name) for name in names} - used):
+        yield f'fault: label map {path} has no image'
+
+
 def _head_faults(node: Any, classes: Sequence[str] | None, place: str = 'model') -> Iterator[str]:
     """Yield the heads of a model that are made for another number of classes than the data has."""
     if classes is None:
@@ -147,115 +228,84 @@ def _head_faults(node: Any, classes: Sequence[str] | None, place: str = 'model')
         found = node.get('num_classes')
         if isinstance(found, int) and found != len(classes) and 'rpn' not in place:
             yield (
-                f'{place}.num_classes is {found}, and the training data has {len(classes)} '
+                f'fault: {place}.num_classes is {found}, and the training data has {len(classes)} '
                 f'classes: set it to {len(classes)} in the config'
             )
-        for name, value in node.items():
-            yield from _head_faults(value, classes, f'{place}.{name}')
+        node = {str(key): value for key, value in node.items()}
     elif isinstance(node, list | tuple):
-        for i, value in enumerate(node):
-            yield from _head_faults(value, classes, f'{place}.{i}')
-
-
-def _count_faults(
-    dataset: Mapping[str, Any], paths: Collection[str], split: str, say: Say, subset: bool
-) -> Iterator[str]:
-    """Say how many images a data set has, and yield if the public one has another number."""
-    kind = type_name(dataset['type'])
-    root = dataset.get('data_root') or ''
-    where = join_path(root, dataset['ann_file']) if dataset.get('ann_file') else root
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    public = not classes and not os.path.exists(os.path.join(root, 'mini_data.json'))
-    expected = EXPECTED_IMAGES.get(kind, {}).get(split) if public else None
-    # Of the images that a COCO file lists, training reads those with objects.
-    count = len(image_sizes(where) if expected and where.endswith('.json') else paths)
-    of = f' of {expected:,}' if expected else ''
-    say(f'{split}: {kind}: {count:,}{of} images, {where}')
-    if expected and count != expected and not subset:
-        yield (
-            f'{where}: {count:,} images, the data set has {expected:,}; get the rest, or '
-            'pass --subset if a part is meant'
-        )
-
-
-def _class_faults(
-    built: BaseDataset, paths: Collection[str], split: str, say: Say
-) -> Iterator[str]:
-    """Say what the folders of classes hold, and yield those without an image.
-
-    Nothing tells what ought to be in a folder: that a class has fewer images than the others, or a
-    file that is passed over, is said and is no fault.
-    """
-    folders = getattr(built, 'folder_to_idx', None)
-    if not folders:
+        node = {str(i): value for i, value in enumerate(node)}
+    else:
         return
-    above = built.img_prefix
-    counts = Counter(os.path.relpath(path, above).split(os.sep)[0] for path in paths)
-    for name in folders:
-        if not counts[name]:
-            yield f'{os.path.join(above, name)} holds no image'
-    fewest, most = min(folders, key=counts.__getitem__), max(counts.values())
-    say(f'{split}: from {counts[fewest]:,} ({fewest}) to {most:,} images a class')
-    passed_over = [
-        path
-        for name in folders
-        for folder, _, files in os.walk(os.path.join(above, name), followlinks=True)
-        for path in sorted(os.path.join(folder, file) for file in files)
-        if path not in paths
-    ]
-    if passed_over:
-        number = f'{len(passed_over):,} file{"s" * (len(passed_over) > 1)}'
-        say(f'{split}: {number} passed over as no images, the first {passed_over[0]}')
+    for name, value in node.items():
+        yield from _head_faults(value, classes, f'{place}.{name}')
 
 
-def _loaders(dataset: Mapping[str, Any], scope: str | None) -> list[CheckedLoad]:
-    """The loading steps of a data set's pipeline, as training guards them."""
-    steps = guard_dataset(dataset, scope) if dataset.get('pipeline') else []
-    return [
-        TRANSFORMS.build({**step, 'on_error': 'raise'})
-        for step in steps
-        if step['type'] == CheckedLoad.__name__
-    ]
+def _look(
+    built: BaseDataset, decode: bool, local: bool, place: int
+) -> tuple[dict, np.ndarray | None, list[str], int | None]:
+    """Load a sample's files as a run does; without `decode` its image is looked up only.
 
-
-def _sample_faults(
-    built: BaseDataset, loaders: Sequence[CheckedLoad], decode: bool, index: int
-) -> list[str]:
-    """Load a sample's files as a run does; without `decode` its image is looked up only."""
-    sample = built.prepare_data(index)
-    faults = [] if decode else _lookup_faults(sample['img_path'])
-    for load in loaders:
-        # A small file of its own, of which nothing but its pixels tells whether it fits.
-        label_map = sample.get('seg_map_path') and load.keys == ('seg_map_path',)
-        if label_map or (decode and not faults):
-            try:
-                sample = load(sample)
-            except DataFileError as error:
-                faults.append(str(error))
-    return faults
+    Returns:
+        The sample, how many pixels have each label, what is wrong, and the brightest of 8 bits.
+    """
+    sample = built.get_data_info(place)
+    path = sample['img_path']
+    counts, faults = _look_at_labels(built, local, built.get_data_info(place))
+    if not decode:
+        return sample, counts, faults + (_lookup_faults(path) if local else []), None
+    try:
+        loaded = built.prepare_data(place)
+        if loaded is None:
+            raise ValueError('its loading steps give nothing')
+    except Exception as error:
+        fault = sample_fault(built, place) or f'{path} cannot be loaded ({first_line(error)})'
+        return sample, counts, [*faults, fault], None
+    faults += loaded_faults(loaded)
+    if local and (broken := file_fault(path, None)):
+        faults.append(broken)  # what decoders let pass
+    image = loaded.get('img')
+    shallow = image is not None and image.dtype == np.uint8
+    return sample, counts, faults, int(image.max(initial=0)) if shallow else None
 
 
 def _lookup_faults(path: str) -> list[str]:
     """Say whether an image is missing or empty, without reading it."""
-    if is_remote(path):
-        return []
     try:
-        size = os.path.getsize(path)
+        size = os.path.getsize(path) * os.path.isfile(path)
     except OSError as error:
-        return [f'image {path}: {error.strerror}']
-    return [] if size else [f'image {path} is empty']
+        return [f'{path} cannot be read ({error.strerror})']
+    return [] if size else [f'{path} is empty, or no file']
 
 
-def _each(
-    look: Callable[[int], list[str]], indices: Sequence[int], what: str, progress: Progress
-) -> Iterator[str]:
-    """Look at samples, some at once, and yield their faults in order."""
-    rest = iter(indices)
-    done = 0
-    progress(what, done, len(indices))
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        while batch := list(islice(rest, 4 * _WORKERS)):
-            for faults in pool.map(look, batch):
-                yield from faults
-            done += len(batch)
-            progress(what, done, len(indices))
+def _look_at_labels(
+    built: BaseDataset, local: bool, sample: dict
+) -> tuple[np.ndarray | None, list[str]]:
+    """Load a sample's label map; say how many pixels have each label, and what is wrong."""
+    path = str(sample.get('seg_map_path'))
+    try:
+        labels = load_labels(built, sample)
+    except Exception as error:
+        steps = (step for step in loading_steps(built) if getattr(step, 'with_seg', False))
+        fault = file_fault(path, error, getattr(next(steps), 'backend_args', None))
+        return None, [fault or f'{path} cannot be loaded ({first_line(error)})']
+    faults = list(loaded_faults(sample))
+    if labels is None or labels.ndim != 2:
+        return None, faults
+    return np.bincount(labels.ravel()), faults + (_stored_faults(path) if local else [])
+
+
+def _stored_faults(path: str) -> list[str]:
+    """Say how a label map loses its labels when it is stored or read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            kind, mode = image.format, image.mode
+            top = np.max(np.asarray(image)) if mode.startswith(('I', 'F')) else 0
+    except OSError:  # of a format that only its loader reads
+        return []
+    if kind == 'JPEG':
+        return [f'{path} is a JPEG, which blurs labels into others: write it anew as png']
+    if mode == 'F' or not 0 <= top <= IGNORED:
+        return [f'{path} has label {top} ({mode}): labels are read as 8 bits, 0 to {IGNORED}']
+    return []

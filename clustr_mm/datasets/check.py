@@ -1,269 +1,203 @@
-"""Whether the data sets are where, and what, a config says they are.
+"""Whether the files that a config's data sets name are there: a look of milliseconds before a run.
 
-OpenMMLab's data sets fail late and elsewhere when a folder is missing (an empty list of images, an
-assertion in pycocotools). `check_data_root` looks before anything is built and says which path is
-missing, what the data set's tree must look like, and how to mend it; annotations.py checks what the
-COCO files hold.
+OpenMMLab's data sets fail late and elsewhere where a folder is missing: with an empty list of
+images, which some samplers go through for ever. What is in the files is audit.py's.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from mmengine.fileio import list_dir_or_file
-from mmengine.logging import print_log
+from mmengine.registry import DATASETS
 
-from clustr_mm.datasets.annotations import check_annotations, is_remote, join_path
-from clustr_mm.datasets.transforms import type_name
-
-SPLITS = ('train', 'val', 'test')
-
-# The tree that a data set of a type is kept in, below its data_root.
-EXPECTED_TREES: dict[str, str] = {
-    'ADE20KDataset': (
-        'ADEChallengeData2016/{images/{training,validation}/*.jpg,'
-        'annotations/{training,validation}/*.png}'
-    ),
-    'CocoDataset': 'coco/{annotations/instances_{train,val}2017.json,{train,val}2017/*.jpg}',
-    'CocoWholeBodyDataset': (
-        'coco/{annotations/coco_wholebody_{train,val}_v1.0.json,{train,val}2017/*.jpg}'
-    ),
-    'ImageNet': 'imagenet/{train,val}/<one folder a class>/*.JPEG',
-}
-EXPECTED_TREES['CustomDataset'] = EXPECTED_TREES['ImageNet']
-
-_LAYOUTS = {
-    'ADE20KDataset': 'ade20k',
-    'CocoDataset': 'coco',
-    'CocoWholeBodyDataset': 'coco_wholebody',
-    'ImageNet': 'imagenet',
-    'CustomDataset': 'imagenet',
-}
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+_LIBRARIES = ('mmdet', 'mmseg', 'mmpose', 'mmpretrain', 'mmengine')
+# These fetch what is missing.
+_DOWNLOADED = ('CIFAR10', 'CIFAR100', 'FashionMNIST', 'MNIST', 'OneDLDataset')
 
 
 class DataNotFoundError(ValueError):
     """A folder or file that a config names is not there."""
 
 
-class ClassFoldersError(ValueError):
-    """The folders that are a data set's classes are not the model's, or another split's."""
+class Part(NamedTuple):
+    """A data set that reads files, as a config writes it."""
+
+    place: str  # in the config
+    cfg: Mapping[str, Any]
+    pipeline: list[Mapping[str, Any]]  # its own steps, then those of the wrappers around it
 
 
-def check_data_root(cfg: Mapping[str, Any], splits: Sequence[str] = SPLITS) -> None:
-    """Check that every data set of a config is where the config says.
+def check_paths(cfg: Mapping[str, Any], loaders: Sequence[str] = LOADERS) -> None:
+    """Check that the annotation files and image folders that a config names are there.
 
-    Looks at the data sets of ``{train,val,test}_dataloader``, through wrappers (`dataset`,
-    `datasets`), and at whole paths besides them: `bbox_file`, and `ann_file` of the evaluators.
-    Then reads the COCO files of detection and whole-body pose; a warning says which of their
-    annotations the run passes over by mistake, and which label maps have no image; and the folders
-    of classes of all splits are compared. Paths with a scheme (``s3://``) are passed over.
+    Only what the pipelines read is asked for. Paths that a file backend resolves (``s3://``,
+    `backend_args`) and data sets of other libraries than OpenMMLab's are the loader's own.
 
     Args:
         cfg: an mmengine Config, or a dict of its form.
-        splits: which of 'train', 'val' and 'test' the run will use.
+        loaders: the dataloaders that the run will use; the evaluators beside them are looked at,
+            too.
 
     Raises:
-        DataNotFoundError: one sentence with the missing path, who names it, the expected tree and
-            the mend.
-        AnnotationError: one sentence with the file, the annotation and the mend.
-        ClassFoldersError: one sentence with the folders, those that differ and the mend.
+        DataNotFoundError: one line with the missing path, who names it, the tree that was expected
+            and the mend.
     """
-    for split in splits:
-        loader = cfg.get(f'{split}_dataloader')
-        if loader:
-            for place, dataset in each_dataset(
-                loader.get('dataset'), f'{split}_dataloader.dataset'
-            ):
-                check_paths(dataset, place)
-                _warn_of_lone_labels(dataset)
-                check_annotations(dataset, cfg.get('default_scope'), evaluated=split != 'train')
-        evaluators = cfg.get(f'{split}_evaluator')
-        if isinstance(evaluators, Mapping):
-            evaluators = [evaluators]
-        for evaluator in evaluators or ():
-            path = evaluator.get('ann_file')
-            if path and not _exists(path):
+    for name in loaders:
+        for part in each_part((cfg.get(name) or {}).get('dataset'), f'{name}.dataset'):
+            check_part(part, cfg.get('default_scope'))
+        place = name.replace('_dataloader', '_evaluator')
+        evaluators = cfg.get(place)
+        for evaluator in [evaluators] if isinstance(evaluators, Mapping) else evaluators or ():
+            path = evaluator.get('ann_file') if isinstance(evaluator, Mapping) else None
+            if isinstance(path, str) and not remote(path, evaluator) and not _exists(path):
                 raise DataNotFoundError(
-                    f'annotation file {path} ({split}_evaluator.ann_file) not found: pass '
-                    f'--data-root DIR, or --cfg-options {split}_evaluator.ann_file=FILE'
+                    f'annotation file not found: {os.path.abspath(path)} ({place}.ann_file); pass '
+                    f'--data-root DIR, or --cfg-options {place}.ann_file=FILE'
                 )
-    check_class_folders(cfg, splits)
 
 
-def check_class_folders(cfg: Mapping[str, Any], splits: Sequence[str] = SPLITS) -> None:
-    """Check that labels made of folders mean the same in every split, and fit the model.
-
-    A classifier's data set numbers its folders in order: one that is missing, or a notebook's
-    hidden one, moves the labels of all behind it. Folders that are not there are passed over.
-
-    Args:
-        cfg: an mmengine Config, or a dict of its form.
-        splits: which of 'train', 'val' and 'test' the run will use.
-
-    Raises:
-        ClassFoldersError: one sentence with the folders, those that differ and the mend.
-    """
-    head = (cfg.get('model') or {}).get('head') or {}
-    count = head.get('num_classes') if isinstance(head, Mapping) else None
-    before: tuple[str, set[str]] | None = None
-    for split in splits:
-        for _, dataset in each_dataset((cfg.get(f'{split}_dataloader') or {}).get('dataset'), ''):
-            above = _class_folder(dataset)
-            if above is None:
-                continue
-            names = {entry.name for entry in os.scandir(above) if entry.is_dir()}
-            if count is not None and len(names) > count:
-                raise ClassFoldersError(
-                    f'{above} has {len(names)} folders of classes, the model {count} '
-                    f'({min(names)} is the first): take away what is no class, or set '
-                    'model.head.num_classes'
-                )
-            if before is not None and names != before[1]:
-                lone = ', '.join(sorted(names ^ before[1]))
-                raise ClassFoldersError(
-                    f'{before[0]} and {above} have different folders of classes ({lone:.200} in '
-                    'one only), and labels number the folders in order: give both the same ones'
-                )
-            before = (above, names)
-
-
-def _class_folder(dataset: Mapping[str, Any]) -> str | None:
-    """The folder whose folders are the classes of a data set, if they are."""
-    if type_name(dataset.get('type', '')) not in ('ImageNet', 'CustomDataset') or dataset.get(
-        'ann_file'
-    ):
-        return None
-    if dataset.get('with_label') is False:
-        return None
-    folder = join_path(dataset.get('data_root') or '', _prefixes(dataset).get('img_path') or '')
-    return folder if os.path.isdir(folder) else None
-
-
-def lone_labels(dataset: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Find label maps without an image: mmseg begins with the images, and never sees them.
-
-    Args:
-        dataset: config of a data set; of another kind, or elsewhere than on a disk, it has none.
-
-    Returns:
-        Path of each, and of the image that it lacks.
-    """
-    prefixes = _prefixes(dataset)
-    if type_name(dataset.get('type', '')) not in ('ADE20KDataset', 'BaseSegDataset') or dataset.get(
-        'ann_file'
-    ):
-        return []
-    root = dataset.get('data_root') or ''
-    images, labels = (join_path(root, prefixes.get(n) or '') for n in ('img_path', 'seg_map_path'))
-    if not prefixes.get('seg_map_path') or is_remote(images) or is_remote(labels):
-        return []
-    suffixes = (dataset.get('img_suffix', '.jpg'), dataset.get('seg_map_suffix', '.png'))
-    stems = [
-        {
-            name.removesuffix(suffix)
-            for name in list_dir_or_file(folder, list_dir=False, suffix=suffix, recursive=True)
-        }
-        for folder, suffix in zip((images, labels), suffixes, strict=True)
-    ]
-    return [
-        (os.path.join(labels, stem + suffixes[1]), os.path.join(images, stem + suffixes[0]))
-        for stem in sorted(stems[1] - stems[0])
-    ]
-
-
-def _warn_of_lone_labels(dataset: Mapping[str, Any]) -> None:
-    """Say how many label maps have no image."""
-    lone = lone_labels(dataset)
-    if lone:
-        print_log(
-            f'{len(lone)} label maps have no image and are left out (the first: {lone[0][0]}, '
-            f'without {lone[0][1]})',
-            logger='current',
-            level=30,  # WARNING
-        )
-
-
-def each_dataset(node: Any, place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Find the data sets that read files, through wrappers.
-
-    Args:
-        node: config of a data set or a wrapper of some; of None there are none.
-        place: where in the config it stands.
-
-    Yields:
-        Where in the config each stands, and its config.
-    """
-    if not isinstance(node, Mapping):
-        return
-    if 'datasets' in node:  # ConcatDataset, CombinedDataset
-        for i, inner in enumerate(node['datasets']):
-            yield from each_dataset(inner, f'{place}.datasets.{i}')
-    elif 'dataset' in node:  # RepeatDataset, ClassBalancedDataset, MultiImageMixDataset, ...
-        yield from each_dataset(node['dataset'], f'{place}.dataset')
-    else:
-        yield place, node
-
-
-def check_paths(dataset: Mapping[str, Any], place: str) -> None:
-    """Check that a data set's folders and files are there.
-
-    Args:
-        dataset: config of the data set.
-        place: where in the config it stands.
-
-    Raises:
-        DataNotFoundError: as `check_data_root` has it.
-    """
+def check_part(part: Part, scope: str | None) -> None:
+    """Check one data set's paths, as `check_paths` does; types without scope are of `scope`."""
+    dataset = part.cfg
     kind = type_name(dataset.get('type', ''))
+    library = _library(dataset.get('type', ''), scope)
+    if library not in _LIBRARIES or kind in _DOWNLOADED:
+        return
     root = dataset.get('data_root') or ''
+    ann_file = dataset.get('ann_file')
+    ann_file = ann_file if isinstance(ann_file, str) else ''
+    folders = _read_folders(part, library)
 
     def fail(what: str, path: str) -> None:
-        tree = EXPECTED_TREES.get(kind)
-        layout = _LAYOUTS.get(kind)
-        expected = f'; expected tree: {tree}' if tree else ''
-        make = f', or run `python tools/make_mini_data.py DIR --layout {layout}`' if layout else ''
+        named = [ann_file, *(os.path.join(each, '') for each in folders)]
+        tree = f'; expected in {root}: {", ".join(filter(None, named))}' if root else ''
+        make = ' (tools/make_mini_data.py draws it)' if 'mini' in root else ''
         raise DataNotFoundError(
-            f'{what}: {os.path.abspath(path)} ({place}, {kind}){expected}; pass --data-root DIR '
+            f'{what}: {os.path.abspath(path)} ({part.place}, {kind}){tree}; pass --data-root DIR '
             f'to say where it is{make}'
         )
 
-    # The data set's own joining: data_root before whatever is not absolute.
+    if remote(root, dataset):
+        return
     if root and not _exists(root):
         fail('data folder not found', root)
-    ann_file = dataset.get('ann_file')
-    if ann_file and not _exists(path := join_path(root, ann_file)):
-        fail('annotation file not found', path)
-    for prefix in _prefixes(dataset).values():
-        path = join_path(root, prefix or '')
-        if not path or is_remote(path):
+    if ann_file:
+        path = os.path.join(root, ann_file)
+        if not remote(path, dataset) and not _exists(path):
+            fail('annotation file not found', path)
+    for folder in folders:
+        path = os.path.join(root, folder)
+        if not path or remote(path, dataset, *each_step(part.pipeline)):
             continue
-        if not os.path.isdir(path):
+        if not os.path.isdir(os.path.expanduser(path)):
             fail('data folder not found', path)
-        if not any(os.scandir(path)):
-            fail('data folder is empty', path)
-    bbox_file = dataset.get('bbox_file')
-    if bbox_file and not _exists(bbox_file):
+        suffix = ''
+        if library == 'mmseg' and not ann_file and folder == folders[0]:  # images by their name
+            suffix = dataset.get('img_suffix', '.jpg' if kind == 'BaseSegDataset' else '')
+        if not _holds(path, suffix):
+            fail(f'no *{suffix} (img_suffix) in' if suffix else 'data folder is empty', path)
+    boxes = dataset.get('bbox_file')
+    if isinstance(boxes, str) and not remote(boxes, dataset) and not _exists(boxes):
         raise DataNotFoundError(
-            f'person boxes not found: {os.path.abspath(bbox_file)} ({place}.bbox_file); to take '
-            f'the annotated boxes instead, pass --cfg-options {place}.bbox_file=None'
+            f'person boxes not found: {os.path.abspath(boxes)} ({part.place}.bbox_file); to take '
+            f'the annotated boxes instead, pass --cfg-options {part.place}.bbox_file=None'
         )
 
 
-def _prefixes(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The folders of a data set below its root, by what is in them."""
-    prefixes = dataset.get('data_prefix') or {}
+def each_part(node: Any, place: str, around: Sequence[Mapping] = ()) -> Iterator[Part]:
+    """Find the data sets that read files, through wrappers (whose pipelines are `around` them)."""
+    if not isinstance(node, Mapping):
+        return
+    steps = [step for step in node.get('pipeline') or () if isinstance(step, Mapping)]
+    steps += around
+    if 'datasets' in node:  # ConcatDataset, CombinedDataset
+        for i, inner in enumerate(node['datasets']):
+            yield from each_part(inner, f'{place}.datasets.{i}', steps)
+    elif 'dataset' in node:  # RepeatDataset, ClassBalancedDataset, MultiImageMixDataset, ...
+        yield from each_part(node['dataset'], f'{place}.dataset', steps)
+    else:
+        yield Part(place, node, steps)
+
+
+def type_name(kind: str | type) -> str:
+    """The name without its library of a config's ``type``, which may be a class."""
+    return kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
+
+
+def _library(kind: str | type, scope: str | None) -> str | None:
+    """The library whose class a type is; nothing is imported to see it."""
+    if not isinstance(kind, str):
+        return kind.__module__.split('.')[0]
+    named = kind.split('.')[0] if '.' in kind else scope
+    for registry in (DATASETS, *DATASETS.children.values()):
+        known = registry.module_dict.get(type_name(kind))
+        if known is not None and registry.scope in (named, 'mmengine'):
+            return known.__module__.split('.')[0]
+    return named
+
+
+def _read_folders(part: Part, library: str) -> list[str]:
+    """The folders below a data set's root that its pipeline reads, images first."""
+    steps = [
+        (type_name(step['type']), step) for step in each_step(part.pipeline) if step.get('type')
+    ]
+    prefixes = part.cfg.get('data_prefix') or {}
     if not isinstance(prefixes, Mapping):  # mmpretrain allows a plain string
         prefixes = {'img_path': prefixes}
-    if (
-        type_name(dataset.get('type', '')) == 'ImageNet'
-        and dataset.get('split')
-        and not any(prefixes.values())
-    ):
-        prefixes = {'img_path': dataset['split']}
-    return prefixes
+    if type_name(part.cfg.get('type', '')) == 'ImageNet' and not any(prefixes.values()):
+        prefixes = {'img_path': part.cfg.get('split')}
+    reads = {
+        'img': any(name.startswith('Load') and 'Image' in name for name, _ in steps),
+        'seg': any(
+            step.get('with_seg', library == 'mmseg' or name == 'LoadPanopticAnnotations')
+            for name, step in steps
+            if name.startswith('Load') and name.endswith('Annotations')
+        ),
+    }
+    return [
+        prefixes[key]
+        for what, keys in (('img', ('img', 'img_path')), ('seg', ('seg', 'seg_map_path')))
+        for key in keys
+        if reads[what] and isinstance(prefixes.get(key), str)
+    ]
+
+
+def each_step(node: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the transforms of a pipeline, and those inside them."""
+    if isinstance(node, Mapping):
+        yield node
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        for each in node:
+            yield from each_step(each)
+
+
+def remote(path: str, *readers: Mapping[str, Any]) -> bool:
+    """Whether a path is for a file backend to resolve, or any step or data set has one for it."""
+    if '://' in path:
+        return True
+    for reader in readers:
+        backend = reader.get('backend_args') or reader.get('file_client_args')
+        if backend and backend.get('backend') not in ('local', 'disk'):
+            return True
+    return False
 
 
 def _exists(path: str) -> bool:
-    return is_remote(path) or os.path.exists(path)
+    return os.path.exists(os.path.expanduser(path))
+
+
+def _holds(folder: str, suffix: str) -> bool:
+    """Whether a folder, or one below it, has a file whose name ends so: stops at the first."""
+    folders = [os.path.expanduser(folder)]
+    for each in folders:
+        with os.scandir(each) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    folders.append(entry.path)
+                elif entry.name.endswith(suffix):
+                    return True
+    return False

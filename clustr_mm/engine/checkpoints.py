@@ -1,12 +1,15 @@
-"""Checkpoints of a run: kept until there is a newer one, and the newest whole one found."""
+"""Checkpoints of a run: whole or not there, kept until there is a newer one, the newest found."""
+
+from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
@@ -21,56 +24,26 @@ _TRAINING_STATE = {'meta', 'message_hub', 'optimizer'}
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, which removes an old checkpoint once the new one is there.
+    """mmengine's CheckpointHook, whose files are whole, and which removes the old one last.
 
-    mmengine removes first: killed in between, a run with ``max_keep_ckpts=1`` has none left, and
-    any run loses its best. ``last_checkpoint`` is replaced whole, too. Arguments are
-    CheckpointHook's.
+    mmengine writes in place and removes first: killed in between, a run with ``max_keep_ckpts=1``
+    has no whole file left, and any run loses its best. What another run wrote, from whose work
+    folder this one goes on, stays. Arguments are CheckpointHook's.
     """
 
     file_backend: Any
 
     def before_train(self, runner: Any) -> None:
-        """Removes what a killed run was writing.
-
-        Args:
-            runner: The runner of the training.
-        """
+        """Removes what a killed run was writing."""
         super().before_train(runner)
         if is_main_process() and self.file_backend.isdir(self.out_dir):
             for name in list(self.file_backend.list_dir_or_file(self.out_dir)):
                 if name.endswith('.pth.part'):
-                    _remove(self.file_backend, self.file_backend.join_path(self.out_dir, name))
+                    self.file_backend.remove(self.file_backend.join_path(self.out_dir, name))
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:
-        outdated = []
-        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
-            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
-                outdated.append(self.filename_tmpl.format(self.keep_ckpt_ids.popleft()))
-            self.keep_ckpt_ids.append(step)
-            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
-        name = self.filename_tmpl.format(step)
-        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
-        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        runner.save_checkpoint(
-            self.out_dir,
-            name,
-            self.file_client_args,
-            save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
-            meta=meta,
-            by_epoch=self.by_epoch,
-            backend_args=self.backend_args,
-            **self.args,
-        )
-        if not is_main_process():
-            return
-        note = os.path.join(runner.work_dir, 'last_checkpoint')
-        with open(f'{note}.part', 'w') as file:
-            file.write(str(self.last_ckpt))
-        replace_durably(f'{note}.part', note)
-        for each in outdated:
-            _remove(self.file_backend, self.file_backend.join_path(self.out_dir, each))
+        with _RemovesLast(self, runner):
+            super()._save_checkpoint_with_step(_WholeFiles(runner), step, meta)
 
     def _save_best_checkpoint(self, runner: Any, metrics: Mapping[str, float]) -> None:
         for name in self.key_indicators if self.save_best and metrics else ():
@@ -79,77 +52,68 @@ class SafeCheckpointHook(CheckpointHook):
                     f'save_best is {name!r}, which this validation does not give; set '
                     f'default_hooks.checkpoint.save_best to one of {", ".join(sorted(metrics))}'
                 )
-        backend, self.file_backend = self.file_backend, _RemovesLater(self.file_backend)
+        with _RemovesLast(self, runner):
+            super()._save_best_checkpoint(_WholeFiles(runner), metrics)
+
+
+class _WholeFiles:
+    """A runner whose checkpoints get their name when they are whole."""
+
+    def __init__(self, runner: Any) -> None:
+        self.runner = runner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.runner, name)
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(get_file_backend(out_dir), LocalBackend):
+            self.runner.save_checkpoint(out_dir, filename, *args, **kwargs)
+            return
+        path = os.path.join(out_dir, filename)
+        partial = f'{path}.part'
         try:
-            super()._save_best_checkpoint(runner, metrics)
-        finally:
-            outdated, self.file_backend = self.file_backend.outdated, backend
-        best = {
-            runner.message_hub.get_info(key)
-            for key in runner.message_hub.runtime_info
-            if key.startswith('best_ckpt')
-        }
-        for each in outdated - best:  # the same name again is the new best
-            _remove(backend, each)
+            self.runner.save_checkpoint(out_dir, f'{filename}.part', *args, **kwargs)
+            if is_main_process():
+                replace_durably(partial, path)
+        except OSError as error:
+            if os.path.lexists(partial):
+                os.remove(partial)
+            raise UserError(
+                f'cannot write checkpoint {path}: {error.strerror}; make room or choose another '
+                f'--work-dir{_way_on(Path(out_dir))}'
+            ) from error
 
 
-class _RemovesLater:
-    """A file backend that only notes what it is to remove."""
+class _RemovesLast:
+    """A hook's file backend that removes checkpoints when the new one is written.
 
-    def __init__(self, backend: Any) -> None:
-        self.backend = backend
-        self.outdated: set[str] = set()
+    Only this run's own: in the hook's folder, and not one that has since got the same name.
+    """
+
+    def __init__(self, hook: SafeCheckpointHook, runner: Any) -> None:
+        self.hook = hook
+        self.runner = runner
+        self.outdated: list[str] = []
+
+    def __enter__(self) -> None:
+        self.backend, self.hook.file_backend = self.hook.file_backend, self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.hook.file_backend = self.backend
+        known = self.runner.message_hub.runtime_info
+        kept = {known[key] for key in known if key.startswith(('best_ckpt', 'last_ckpt'))}
+        for path in self.outdated if kind is None else ():
+            if path not in kept and os.path.dirname(path) == str(self.hook.out_dir).rstrip('/'):
+                remove = self.backend.remove if self.backend.isfile(path) else self.backend.rmtree
+                remove(path)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.backend, name)
 
     def remove(self, path: str) -> None:
-        self.outdated.add(path)
+        self.outdated.append(path)
 
     rmtree = remove
-
-
-def agree_on_start(runner: Any, find: Callable[[str], str | None]) -> None:
-    """Settles, for all processes alike, whether a runner goes on and from which checkpoint.
-
-    Args:
-        runner: The runner, before it loads. What the first process was asked for holds for all:
-            after a restart of several machines only some of them know of it.
-        find: Finds the checkpoint in the work folder where none is named.
-
-    Raises:
-        UserError: As ``find`` does.
-    """
-    if runner._has_loaded:
-        return
-    asked = [runner._resume, runner._load_from]
-    broadcast_object_list(asked)
-    runner._resume, runner._load_from = asked
-    if runner._resume and runner._load_from is None:
-        runner._load_from = find(runner.work_dir)
-        if runner._load_from is None:
-            runner._resume = False
-            runner.logger.info(f'No checkpoint in {runner.work_dir} yet: the run starts.')
-    if runner._resume:
-        runner.logger.warning(f'The run goes on from {runner._load_from}.')
-
-
-def warn_of_random_weights(runner: Any) -> None:
-    """Says so where a model starts from random weights.
-
-    Args:
-        runner: The runner, once it has loaded what it was asked to.
-    """
-    pretrained = any(
-        isinstance(cfg := getattr(module, 'init_cfg', None), dict)
-        and cfg.get('type') == 'Pretrained'
-        for module in runner.model.modules()
-    )
-    if not runner._has_loaded and not pretrained:
-        runner.logger.warning(
-            'The model starts from random weights: no pretrained ClusTR weights are public. '
-            '--init-from CKPT starts the backbone from a checkpoint.'
-        )
 
 
 def newest_checkpoint(folder: str) -> str | None:
@@ -180,8 +144,8 @@ def find_newest(folder: Path) -> str | None:
     """Finds the newest whole checkpoint that a run in a folder can go on from.
 
     That is the one that ``last_checkpoint`` names, unless a later one was written after it: times
-    alone mean nothing in a folder that was copied. Every file is read and verified. One that is
-    damaged is named in a line of the log, and the one before it is taken.
+    alone mean nothing in a folder that was copied. One that is damaged is named in a line of the
+    log, and the one before it is taken.
 
     Args:
         folder: The run's work folder.
@@ -195,6 +159,8 @@ def find_newest(folder: Path) -> str | None:
     note = folder / 'last_checkpoint'
     folders, noted = {folder}, None
     if note.is_file() and (text := note.read_text(errors='replace').strip()):
+        if '://' in text:  # another backend's: only that knows more
+            return text
         noted = Path(text)
         folders.add(noted.parent)
     found = {
@@ -257,9 +223,10 @@ def _number(path: Path) -> int:
     return int(match[1]) if match else -1
 
 
-def _remove(backend: Any, path: str) -> None:
-    """Removes a checkpoint: a file, or a folder such as DeepSpeed writes."""
-    if backend.isfile(path):
-        backend.remove(path)
-    elif backend.isdir(path):
-        backend.rmtree(path)
+def _way_on(folder: Path) -> str:
+    """Says from which checkpoint a run goes on that could not write the next."""
+    try:
+        before = find_newest(folder)
+    except UserError:
+        before = None
+    return f', then go on with --resume {before}, which is whole' if before else ''

@@ -1,28 +1,19 @@
-"""From a command line's options to the config that runs."""
+"""Reading a config, and the options that change one."""
 
-import argparse
+from __future__ import annotations
+
 import inspect
-import logging
 import os
-from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from clustr_mm.datasets import check_data_root, guard_dataset
 from clustr_mm.engine.errors import UserError, dicts, near
 
-# Top-level names that take effect without being one of the Runner's arguments.
-_ALSO_READ = {
-    'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval',
-    'find_unused_parameters', 'model_wrapper_cfg', 'numerics_guard', 'on_broken_file',
-    'runner_type', 'strategy', 'sync_bn', 'tta_model', 'tta_pipeline',
-}  # fmt: skip
-_LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+LIBRARIES = ('mmdet', 'mmseg', 'mmpose', 'mmpretrain')
 
 
 def load_config(path: str) -> Config:
@@ -45,33 +36,57 @@ def load_config(path: str) -> Config:
         raise UserError(f'config {path}: {type(error).__name__}: {error}') from error
 
 
-def configure(options: argparse.Namespace) -> Config:
-    """Reads the config and applies the options that training and testing share.
+def type_name(kind: Any) -> str:
+    """A type's name without its library.
 
     Args:
-        options: What :mod:`clustr_mm.engine.options` read.
+        kind: As a config's ``type`` says it: a name, or the class itself.
 
     Returns:
-        Config: The config, ready but for what only training or only testing does.
+        str: Its last part.
+    """
+    return kind.split('.')[-1] if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
+
+
+def library_of(cfg: Config) -> str:
+    """The task library that a config is for.
+
+    Args:
+        cfg: A config.
+
+    Returns:
+        str: Its ``default_scope``, else where the type of its model comes from.
 
     Raises:
-        UserError: If an option does not fit the config.
+        UserError: If neither names one of the four.
     """
-    cfg = load_config(options.config)
-    if options.data_root is not None:
-        set_data_root(cfg, options.data_root)
-    apply_cfg_options(cfg, options.cfg_options)
-    cfg.launcher = options.launcher
-    if options.work_dir is not None:
-        cfg.work_dir = options.work_dir
-    elif cfg.get('work_dir') is None:
-        cfg.work_dir = os.path.join('work_dirs', Path(options.config).stem)
-    for name in _LOADERS:
-        loader = cfg.get(name)
-        if loader and not loader.get('num_workers'):
-            loader.persistent_workers = False  # torch refuses to keep workers that there are not
-    _drop_missing_tensorboard(cfg)
-    return cfg
+    kind = (cfg.get('model') or {}).get('type', '')
+    model = kind.split('.')[0] if isinstance(kind, str) else kind.__module__.split('.')[0]
+    for name in (cfg.get('default_scope'), model):
+        if name in LIBRARIES:
+            return name
+    raise UserError(
+        f'config {cfg.filename} does not say which library trains it; set default_scope to one of '
+        f'{", ".join(LIBRARIES)}'
+    )
+
+
+def clustr_backbone(cfg: Config) -> Any:
+    """Finds the settings of a config's ClusTR.
+
+    Args:
+        cfg: A config.
+
+    Returns:
+        ConfigDict: Its ``model.backbone``.
+
+    Raises:
+        UserError: If that is no ClusTR.
+    """
+    backbone = (cfg.get('model') or {}).get('backbone') or {}
+    if type_name(backbone.get('type', '')) != 'ClusTR':
+        raise UserError(f'config {cfg.filename} has no model with the backbone ClusTR; give one')
+    return backbone
 
 
 def set_data_root(cfg: Config, root: str) -> None:
@@ -105,142 +120,60 @@ def set_data_root(cfg: Config, root: str) -> None:
             node['data_root'] = root
 
 
-def apply_cfg_options(cfg: Config, options: dict[str, Any]) -> None:
-    """Checks ``--cfg-options`` and sets what they say.
-
-    Args:
-        cfg: The config, changed in place.
-        options: Dotted keys and their values.
-
-    Raises:
-        UserError: As :func:`check_keys`.
-    """
-    check_keys(cfg, options)
-    cfg.merge_from_dict(options)
-
-
-def check_keys(cfg: Config, options: dict[str, Any]) -> None:
-    """Refuses ``--cfg-options`` that could take no effect.
-
-    A key that is new inside an existing part is passed to that part's constructor, which knows
-    its own arguments; here only what nobody would read is refused.
+def check_keys(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Refuses ``--cfg-options`` that are mistyped: next to a name that exists, and read by nobody.
 
     Args:
         cfg: The config, before the options.
         options: Dotted keys and their values.
 
     Raises:
-        UserError: If a key is no part of the config and no near name is, or leads nowhere, or a
-            value takes the place of a dict.
+        UserError: If a key is close to one of the config's and not one, or a value takes the place
+            of a dict.
     """
-    known = {*inspect.signature(Runner.__init__).parameters, *_ALSO_READ}
-    for key in options:
-        top, *inner = key.split('.')
-        if top == 'data_root':
-            raise UserError(
-                '--cfg-options data_root only changes a name that the data sets were given the '
-                'value of; --data-root moves every data set'
-            )
-        if top not in known and top not in cfg:
-            raise UserError(f'--cfg-options {key}: no run reads {top!r}{near(top, {*known, *cfg})}')
-        if top not in known and not inner:
-            print_log(
-                f'--cfg-options {key}: what the config made from this name keeps its value',
-                level=logging.WARNING,
-            )
+    known = {*inspect.signature(Runner.__init__).parameters, *cfg}
+    for key, value in options.items():
         node: Any = cfg
-        for index, part in enumerate([top, *inner]):
-            where = '.'.join([top, *inner][:index])
+        parts = key.split('.')
+        for index, part in enumerate(parts):
+            where = '.'.join(parts[:index]) or 'the config'
             if isinstance(node, list | tuple):
                 if not part.isdigit() or int(part) >= len(node):
                     raise UserError(f'--cfg-options {key}: {where} is a list of {len(node)}')
                 node = node[int(part)]
             elif isinstance(node, dict | Config):
                 if part not in node:
-                    hint = near(part, node.keys())
-                    if hint and index < len(inner):
+                    # A new key at the end may be an argument that is left at its default.
+                    hint = near(part, known if index == 0 else node.keys(), cutoff=0.8)
+                    if hint and part not in known and (index == 0 or index < len(parts) - 1):
                         raise UserError(f'--cfg-options {key}: no {part!r} in {where}{hint}')
                     break
                 node = node[part]
             else:
                 raise UserError(f'--cfg-options {key}: {where} is {node!r}, without keys below it')
         else:
-            if isinstance(node, dict) and not isinstance(options[key], dict | list | None):
+            if isinstance(node, dict) and node and not isinstance(value, dict | list | None):
                 raise UserError(
-                    f'--cfg-options {key}={options[key]}: {key} has keys; set one of them '
-                    f'({key}.{next(iter(node), "key")}=...), or None'
+                    f'--cfg-options {key}={value}: {key} has keys; set one of them '
+                    f'({key}.{next(iter(node))}=...), or None'
                 )
 
 
-def guard_data(cfg: Config, splits: Sequence[str]) -> None:
-    """Sees that the data sets are there, and makes their loading name a damaged file.
-
-    A damaged training file stops the run, or is passed over with a warning where the config says
-    ``on_broken_file = 'skip'``; validation and test always stop, for a score is of all images.
-
-    Args:
-        cfg: The config, changed in place.
-        splits: Which of 'train', 'val' and 'test' the run uses.
-
-    Raises:
-        DataNotFoundError: If a folder or file that the config names is missing.
-    """
-    check_data_root(cfg, splits)
-    for split in splits:
-        on_error = cfg.get('on_broken_file', 'raise') if split == 'train' else 'raise'
-        for node in dicts(cfg.get(f'{split}_dataloader')):
-            if isinstance(node.get('pipeline'), list | tuple):
-                node['pipeline'] = guard_dataset(node, cfg.get('default_scope'), on_error)
-
-
-def add_hook(cfg: Config, hook: dict[str, Any]) -> None:
-    """Adds a hook, unless the config has one of its type, as a run's dumped config has.
-
-    Args:
-        cfg: The config, changed in place.
-        hook: Config of the hook.
-    """
-    hooks = list(cfg.get('custom_hooks') or ())
-    if hook['type'] not in {each.get('type') for each in hooks if isinstance(each, dict)}:
-        cfg.custom_hooks = [*hooks, hook]
-
-
-def clustr_backbone(cfg: Config) -> Any:
-    """Finds the settings of a config's ClusTR.
-
-    Args:
-        cfg: A config.
-
-    Returns:
-        ConfigDict: Its ``model.backbone``.
-
-    Raises:
-        UserError: If that is no ClusTR.
-    """
-    backbone = (cfg.get('model') or {}).get('backbone') or {}
-    if backbone.get('type') != 'ClusTR':
-        raise UserError(f'config {cfg.filename} has no model with the backbone ClusTR; give one')
-    return backbone
-
-
 def use_amp(cfg: Config, device: str) -> None:
-    """Turns on mixed precision.
+    """Sees that ``--amp`` can be, and lets mmseg's own script know the class OptimWrapper.
 
     Args:
-        cfg: The config, changed in place.
+        cfg: The config; a wrapper that is given as a class becomes its name.
         device: The run's device.
 
     Raises:
-        UserError: If the device is no GPU, or the optimizer wrapper is not the plain one.
+        UserError: If that is the CPU.
     """
     if device == 'cpu':
         raise UserError('--amp needs a GPU, and this run is on the CPU; leave --amp out')
     wrapper = cfg.get('optim_wrapper') or {}
-    kind = wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise UserError(f'--amp takes the place of OptimWrapper, and this config has {kind}')
-    wrapper['type'] = 'AmpOptimWrapper'
-    wrapper.setdefault('loss_scale', 'dynamic')
+    if type_name(wrapper.get('type', '')) in ('OptimWrapper', 'AmpOptimWrapper'):
+        wrapper['type'] = type_name(wrapper['type'])
 
 
 def use_init_from(cfg: Config, checkpoint: str) -> None:
@@ -248,37 +181,16 @@ def use_init_from(cfg: Config, checkpoint: str) -> None:
 
     Args:
         cfg: The config, changed in place.
-        checkpoint: Path of a .pth or .safetensors file.
+        checkpoint: Path or address of a .pth or .safetensors file.
 
     Raises:
         UserError: If there is no such file, or the config has no backbone.
     """
-    if not os.path.isfile(checkpoint):
+    if '://' not in checkpoint and not os.path.isfile(checkpoint):
         raise UserError(f'--init-from: checkpoint {checkpoint} does not exist; check the path')
     if not isinstance(cfg.model.get('backbone'), dict):
         raise UserError(f'--init-from {checkpoint}: config {cfg.filename} has no model.backbone')
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
-
-
-def use_tta(cfg: Config) -> None:
-    """Puts the config's test-time augmentation in place of its plain test.
-
-    Args:
-        cfg: The config, changed in place.
-
-    Raises:
-        UserError: If the config has none.
-    """
-    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
-        raise UserError(
-            f'--tta: config {cfg.filename} has no tta_model and tta_pipeline '
-            "(segmentation and detection have them; a pose model's flip test is always on)"
-        )
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    dataset.pipeline = cfg.tta_pipeline
-    cfg.model = {**cfg.tta_model, 'module': cfg.model}
 
 
 def near_files(path: Path) -> str:
@@ -311,12 +223,3 @@ def _replace_prefix(node: Any, old: str, new: str) -> Any:
     if isinstance(node, str) and os.path.normpath(node or '.').startswith(old + os.sep):
         return os.path.join(new, os.path.relpath(node, old))
     return node
-
-
-def _drop_missing_tensorboard(cfg: Config) -> None:
-    """Trains without curves where tensorboard is not installed, and says so."""
-    backends = (cfg.get('visualizer') or {}).get('vis_backends') or []
-    kept = [each for each in backends if each.get('type') != 'TensorboardVisBackend']
-    if len(kept) < len(backends) and not find_spec('tensorboard'):
-        cfg.visualizer.vis_backends = kept
-        print_log('No TensorBoard curves: pip install tensorboard to have them.')

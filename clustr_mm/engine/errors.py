@@ -22,21 +22,20 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 
-from clustr_mm.engine.launcher import stop_restarts
-
 _PACKAGE = __name__.split('.')[0]
 _PACKAGE_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 # A data-loading process hands its exception over as the text of a traceback.
 _OURS_IN_TEXT = re.compile(rf'^{_PACKAGE}\.[\w.]+: (.*)', re.MULTILINE | re.DOTALL)
 _UNKNOWN_ARGUMENT = re.compile(r"([\w.]+)\(\) got an unexpected keyword argument '(\w+)'")
 _UNREGISTERED = re.compile(r'(\S+) is not in the (\S+) registry')
-# The libraries' data sets assert what they expect of a user's files, in sentences.
-_DATASET_CODE = re.compile(r'[/\\]mm(det|seg|pose|pretrain)[/\\]datasets[/\\]')
+# What the libraries say of a config or of data, they say by a raise or an assert with a sentence.
+_LIBRARY_CODE = re.compile(r'[/\\]mm(cv|engine|det|seg|pose|pretrain)[/\\]')
+# Registries raise again what a constructor raised, with its text.
+_BUILD_CODE = re.compile(r'[/\\]registry[/\\]')
 _DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG,
     errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
 }  # fmt: skip
-# No mistake of this process: starting the run again can mend it.
 _LOST_CONNECTION = (
     'lost the connection to another process of this run; the one that ended first says why'
 )
@@ -47,18 +46,24 @@ class UserError(Exception):
     """A mistake that the user can mend; its message is one line that says how."""
 
 
-def near(name: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str:
+def near(
+    name: str,
+    known: Iterable[str],
+    shown: Mapping[str, str] | None = None,
+    cutoff: float = 0.6,
+) -> str:
     """Says which known names a mistyped one is close to.
 
     Args:
         name: What was typed.
         known: What could have been meant.
         shown: How to write what is known, if not by itself.
+        cutoff: How close is close, up to 1.
 
     Returns:
         str: ``"; did you mean 'a' or 'b'?"``, or nothing where no name is close.
     """
-    matches = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.6)
+    matches = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=cutoff)
     written = [shown[each] if shown else repr(each) for each in matches]
     return f'; did you mean {" or ".join(written)}?' if matches else ''
 
@@ -110,8 +115,6 @@ def run_tool(main: Callable[[Sequence[str] | None], object]) -> int:
             traceback.print_exc()
         if line is not None:
             print(f'error: {line}', file=sys.stderr, flush=True)
-        if line not in (None, _LOST_CONNECTION):
-            stop_restarts()
         return 1
     return 0
 
@@ -157,8 +160,11 @@ def _explain_one(error: BaseException, cfg: Config | None) -> str | None:
         return text
     if isinstance(error, OSError) and error.errno in _DISK:
         return f'{error.strerror}: {error.filename or "writing to the work folder"}'
-    if isinstance(error, AssertionError) and text and _raised_in(error, _DATASET_CODE):
-        return text
+    if 'Weights only load failed' in text:
+        return (
+            'a checkpoint that the config names holds more than plain data, and loading it could '
+            'run any code; --trust-checkpoint loads it all the same'
+        )
     if 'gloo/transport' in text:
         return _LOST_CONNECTION
     if 'Expected more than 1 value per channel' in text:
@@ -174,22 +180,25 @@ def _explain_one(error: BaseException, cfg: Config | None) -> str | None:
             f'type {match[1]!r} is not in the {match[2]} registry; is it spelt right, and its '
             f'package in custom_imports{hint or "?"}'
         )
+    where = _raised_by(error)
+    if text and where and _LIBRARY_CODE.search(where) and not _BUILD_CODE.search(where):
+        return text
     return None
 
 
 def _raised_by_us(error: BaseException) -> bool:
     """Whether a ``raise`` statement of this package made the exception (then it has a message)."""
+    where = _raised_by(error)
+    return where is not None and where.startswith(_PACKAGE_FOLDER)
+
+
+def _raised_by(error: BaseException) -> str | None:
+    """The file whose ``raise`` or ``assert`` made the exception; None where an operation failed."""
     frames = traceback.extract_tb(error.__traceback__)
-    if not frames or not frames[-1].filename.startswith(_PACKAGE_FOLDER):
-        return False
+    if not frames:
+        return None
     line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0)
-    return line.strip().startswith('raise ')
-
-
-def _raised_in(error: BaseException, files: re.Pattern) -> bool:
-    """Whether the exception comes from a file whose path matches."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and files.search(frames[-1].filename) is not None
+    return frames[-1].filename if re.match(r'\s*(raise|assert)\b', line) else None
 
 
 def _unknown_argument(text: str, cfg: Config) -> str | None:
@@ -202,10 +211,15 @@ def _unknown_argument(text: str, cfg: Config) -> str | None:
     if not holders:
         return None
     known = [name for node in holders for name in node if name != key]
+    if key == 'pretrained':
+        return (
+            f'{owner} has no option {key!r}; set model.pretrained=None, and name weights by '
+            "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE, prefix='backbone.')"
+        )
     # Only the root registry can be asked without knowing the scope: our own classes are there.
-    built = MODELS.module_dict.get(owner)
-    if built is not None:
-        known += list(inspect.signature(built).parameters)
+    for base in getattr(MODELS.module_dict.get(owner), '__mro__', ()):
+        if '__init__' in vars(base):
+            known += inspect.signature(base).parameters
     return f'{owner} has no option {key!r}{near(key, known)}'
 
 

@@ -1,40 +1,34 @@
-"""The guard against losses and gradients that are no numbers."""
+"""The guard against losses and gradients that are NaN or infinite."""
+
+from __future__ import annotations
 
 import logging
 import math
-import shlex
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from torch import Tensor
 from torch.optim import Optimizer
 
-from clustr_mm.engine.config import add_hook
 from clustr_mm.engine.errors import UserError
-from clustr_mm.engine.seeding import random_state
 from clustr_mm.engine.unwrapping import unwrapped
-from clustr_mm.weights.files import replace_durably
 
 _SHOWN = 4  # file names in a message
 
 
 @HOOKS.register_module()
 class NumericsGuardHook(Hook):
-    """Keeps losses and gradients that are infinite or no numbers out of the weights.
+    """Keeps losses and gradients that are NaN or infinite out of the weights.
 
     A step whose gradients are not finite is not made: the optimizer finds none, so that weights,
     moments and, put back, the statistics of normalisations stay as they were. (A loss that is not
     finite has such gradients, unless it does not depend on the weights.) The batch's files are
-    named in the log, and a file with the batch, the weights and the state of chance is written to
-    ``numerics/`` in the work folder, which tools/replay.py computes again.
+    named in the log.
 
     With mixed precision the gradient scaler leaves out steps of its own accord, which is no fault
     until its scale has fallen below 1.
@@ -42,60 +36,37 @@ class NumericsGuardHook(Hook):
     Args:
         stop_after: After how many such steps in a row the run ends; None: never, they are passed
             over.
-        keep: How many files a run writes at most; each holds the model's weights.
 
     Raises:
-        ValueError: If a number is below 1 (``stop_after``) or 0 (``keep``).
+        ValueError: If ``stop_after`` is below 1.
     """
 
-    priority = 'HIGH'  # after the step's seed, before those who log and save
+    priority = 'HIGH'  # before those who log and save
 
-    def __init__(self, stop_after: int | None = 3, keep: int = 3) -> None:
+    def __init__(self, stop_after: int | None = 3) -> None:
         if stop_after is not None and stop_after < 1:
-            raise ValueError(f'numerics_guard.stop_after is {stop_after}; give 1 or more, or None')
-        if keep < 0:
-            raise ValueError(f'numerics_guard.keep is {keep}; give 0 or more')
+            raise ValueError(f'NumericsGuardHook.stop_after is {stop_after}; give 1 or more')
         self.stop_after = stop_after
-        self.keep = keep
         self._in_a_row = 0
-        self._written = 0
         self._made = False  # the optimizer's step
         self._left_out = False
         self._scale = math.inf
         self._buffers: list[Tensor] = []
-        self._chance: dict[str, Any] = {}
 
     def before_train(self, runner: Any) -> None:
-        """Looks at the gradients of every step from now on.
-
-        Args:
-            runner: The runner of the training.
-        """
+        """Looks at the gradients of every step from now on."""
         for wrapper in _wrappers(runner):
             wrapper.optimizer.register_step_pre_hook(self._before_step)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Keeps what the step may spoil, and what it takes to compute it again.
-
-        Args:
-            runner: The runner of the training.
-            batch_idx: Not used.
-            data_batch: Not used.
-        """
+        """Keeps what the step may spoil."""
         self._made = self._left_out = False
-        self._buffers = [buffer.clone() for buffer in unwrapped(runner.model).buffers()]
-        self._chance = random_state()
+        self._buffers = [buffer.clone() for buffer in _buffers(runner)]
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Judges the step.
-
-        Args:
-            runner: The runner of the training.
-            batch_idx: Not used.
-            data_batch: The batch as the data loader gave it.
-            outputs: The losses by name.
 
         Raises:
             UserError: If it is the last fault in a row that the run may have.
@@ -109,27 +80,22 @@ class NumericsGuardHook(Hook):
             self._in_a_row = 0
             return
         self._in_a_row += 1
-        for buffer, before in zip(unwrapped(runner.model).buffers(), self._buffers, strict=True):
+        for buffer, before in zip(_buffers(runner), self._buffers, strict=True):
             buffer.copy_(before)
         for wrapper in _wrappers(runner):
             wrapper.zero_grad()  # those of a step that is still being accumulated
-        files = batch_files(data_batch)
         what = f'the loss ({", ".join(wrong)})' if wrong else 'a gradient'
-        fault = f'{what} of step {runner.iter + 1} is infinite or no number; '
+        fault = f'{what} of step {runner.iter + 1} is NaN or infinite; '
         if wrong or get_world_size() == 1:
+            files = batch_files(data_batch)
             more = f' and {len(files) - _SHOWN} more' if len(files) > _SHOWN else ''
             fault += f'its batch: {", ".join(files[:_SHOWN])}{more}'
-        else:  # the sum over all processes is what everyone sees
-            fault += 'which process it comes from is for tools/replay.py to tell'
-        path = None
-        if self._written < self.keep:
-            path = self._write(runner, data_batch, losses, files)
-        if path is not None:
-            fault += f'; python tools/replay.py {shlex.quote(str(path))} computes it again'
+        else:
+            fault += 'gradients are the sum over all processes, so any of their batches may be why'
         if self.stop_after is not None and self._in_a_row >= self.stop_after:
             raise UserError(
-                f'{fault}; stopped after {self._in_a_row} such steps in a row '
-                '(numerics_guard.stop_after)'
+                f'{fault}; stopped after {self._in_a_row} such steps in a row: lower the learning '
+                'rate or clip gradients (default_hooks.numerics_guard.stop_after=None goes on)'
             )
         done = 'made a step, for its gradients are finite' if self._made else 'left out a step'
         # Of other processes than the first, mmengine shows errors only.
@@ -158,59 +124,9 @@ class NumericsGuardHook(Hook):
                 return False
         return True
 
-    def _write(
-        self, runner: Any, batch: Any, losses: dict[str, float], files: list[str]
-    ) -> Path | None:
-        """Writes what replay.py needs, if the disk takes it."""
-        path = (
-            Path(runner.work_dir) / 'numerics' / f'step_{runner.iter + 1}_process_{get_rank()}.pth'
-        )
-        first = next(_wrappers(runner))
-        autocast = str(first.cast_dtype) if isinstance(first, AmpOptimWrapper) else None
-        content = {
-            'cfg': runner.cfg.to_dict(),
-            'state_dict': {k: v.cpu() for k, v in unwrapped(runner.model).state_dict().items()},
-            'batch': batch,
-            'random_state': self._chance,
-            'losses': losses,
-            'files': files,
-            'amp': autocast,
-        }
-        part = path.with_name(f'{path.name}.part')
-        try:
-            path.parent.mkdir(exist_ok=True)
-            torch.save(content, part)
-            replace_durably(part, path)
-        except (OSError, RuntimeError) as error:  # a full disk shall not hide what happened
-            if part.is_file():
-                part.unlink()
-            runner.logger.warning(f'{path} could not be written: {error}')
-            return None
-        self._written += 1
-        return path
-
-
-def guard_numerics(cfg: Config) -> None:
-    """Adds the guard to a training config, as that says.
-
-    A run with a ``strategy`` (FSDP, DeepSpeed) has none: there gradients and weights lie in pieces,
-    and the strategy's own optimizer decides about a step.
-
-    Args:
-        cfg: The config, changed in place; ``numerics_guard`` holds the arguments of
-            ``NumericsGuardHook``, and None leaves it out.
-    """
-    arguments = cfg.get('numerics_guard', {})
-    if arguments is None:
-        return
-    if cfg.get('strategy'):
-        print_log('numerics_guard: off, for no process sees a whole gradient with a strategy')
-    else:
-        add_hook(cfg, dict(type='NumericsGuardHook', **arguments))
-
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no element is infinite or no number.
+    """Whether no element is NaN or infinite.
 
     Args:
         tensors: Any shapes and dtypes, sparse ones too.
@@ -237,6 +153,10 @@ def batch_files(batch: Any) -> list[str]:
     samples = batch.get('data_samples', []) if isinstance(batch, dict) else []
     found = (getattr(sample, 'metainfo', {}).get('img_path') for sample in samples)
     return [str(path) for path in found if path is not None]
+
+
+def _buffers(runner: Any) -> Iterator[Tensor]:
+    return unwrapped(runner.model).buffers()
 
 
 def _wrappers(runner: Any) -> Iterator[OptimWrapper]:

@@ -1,16 +1,26 @@
-"""The command line that train.py and test.py share, and what the other tools take of it."""
+"""What the command lines share: how they are read, and what some of their options do."""
+
+from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
+import torch
 from mmengine.config import DictAction
+from mmengine.device import get_device
+from mmengine.device import utils as mmengine_device
+from mmengine.runner.checkpoint import CheckpointLoader
 
 from clustr_mm.engine.errors import UserError
-from clustr_mm.weights.files import trust_checkpoints
+from clustr_mm.weights.files import WEIGHTS_ONLY, read_checkpoint, trust_checkpoints
 
-LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+TRUST = dict(
+    action='store_true',
+    help='load a checkpoint that is a pickle of more than plain data: it can run any code',
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,13 +29,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises what argparse would print with the usage.
 
-        Args:
-            message: What is wrong.
-
         Raises:
             UserError: Always.
         """
-        raise UserError(f'{message} (see --help)')
+        raise UserError(f'{self.prog}: {message} (see --help)')
 
 
 class CfgOptions(DictAction):
@@ -47,63 +54,6 @@ class CfgOptions(DictAction):
             raise UserError(f'--cfg-options {" ".join(values)}: {error}') from error
 
 
-def parse_train(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads train.py's command line.
-
-    Args:
-        arguments: The arguments without the program's name; None takes those of the process.
-
-    Returns:
-        argparse.Namespace: The options, one attribute each.
-
-    Raises:
-        UserError: If an option is unknown or a value cannot be read.
-    """
-    parser = Parser(description='Train a ClusTR model from an OpenMMLab config.')
-    parser.add_argument('config', help='the config file')
-    _add_shared(parser)
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CKPT',
-        help='go on from CKPT, or from the newest checkpoint in the work folder',
-    )
-    parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help="scale the learning rate by this run's batch size over the config's base_batch_size",
-    )
-    parser.add_argument(
-        '--init-from',
-        metavar='CKPT',
-        help="start the backbone from this checkpoint's weights (.pth or .safetensors)",
-    )
-    return _read(parser, arguments)
-
-
-def parse_test(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads test.py's command line.
-
-    Args:
-        arguments: The arguments without the program's name; None takes those of the process.
-
-    Returns:
-        argparse.Namespace: The options, one attribute each.
-
-    Raises:
-        UserError: If an option is unknown or a value cannot be read.
-    """
-    parser = Parser(description='Test a ClusTR model from an OpenMMLab config.')
-    parser.add_argument('config', help='the config file')
-    parser.add_argument('checkpoint', help='the weights to test (.pth or .safetensors)')
-    _add_shared(parser)
-    parser.add_argument('--show-dir', metavar='DIR', help='draw a picture of every image here')
-    parser.add_argument('--out', metavar='FILE', help='write the predictions here, as JSON')
-    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
-    return _read(parser, arguments)
-
-
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Adds ``--trust-checkpoint``, which every tool that reads checkpoints takes.
 
@@ -112,41 +62,54 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: Where to add it.
     """
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='load a checkpoint that is a pickle of more than plain data: it can run any code',
-    )
+    parser.add_argument('--trust-checkpoint', **TRUST)  # type: ignore[arg-type]
 
 
-def _add_shared(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--work-dir', metavar='DIR', help='where logs and checkpoints go')
-    parser.add_argument('--data-root', metavar='DIR', help="the data set, in place of the config's")
-    add_trust(parser)
-    parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
-    parser.add_argument(
-        '--device', choices=('cpu', 'cuda'), help='by default a GPU where there is one'
-    )
-    parser.add_argument(
-        '--launcher', choices=LAUNCHERS, default='none', help='how the processes were started'
-    )
-    # torchrun says it by the environment; torch.distributed.launch by either spelling.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='set config values, for example train_cfg.max_iters=100 model.backbone.with_cp=True',
-    )
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+@contextmanager
+def reading_safely(trusted: bool) -> Iterator[None]:
+    """Says whether checkpoints may run code, in this process and those that it starts.
+
+    Args:
+        trusted: ``--trust-checkpoint``. Without it torch refuses every pickle of more than plain
+            data, whoever asks for it: mmengine's fallback to full pickles is not reached.
+    """
+    # Those of mmengine's readers that fall back to a full pickle; other schemes stay as they are.
+    own = ['', 'http://', 'https://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://', r'.*\.safetensors$']
+    CheckpointLoader.register_scheme(own, _read, force=True)
+    trust_checkpoints(trusted)
+    before = os.environ.pop(WEIGHTS_ONLY, None)
+    if not trusted:
+        os.environ[WEIGHTS_ONLY] = '1'
+    try:
+        yield
+    finally:
+        trust_checkpoints(False)
+        os.environ.pop(WEIGHTS_ONLY, None)
+        if before is not None:
+            os.environ[WEIGHTS_ONLY] = before
 
 
-def _read(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    options = parser.parse_args(arguments)
-    os.environ.setdefault('LOCAL_RANK', str(options.local_rank))
-    trust_checkpoints(options.trust_checkpoint)
-    if options.debug:
-        os.environ['CLUSTR_DEBUG'] = '1'
-    return options
+def choose_device(name: str | None) -> str:
+    """Makes mmengine's runners take a device.
+
+    Args:
+        name: 'cpu', 'cuda', or None for what mmengine takes by itself.
+
+    Returns:
+        str: The device that runners take from now on.
+
+    Raises:
+        UserError: If CUDA is asked for where there is none.
+    """
+    if name == 'cuda' and not torch.cuda.is_available():
+        raise UserError('--device cuda: torch sees no GPU here; leave the option out or say cpu')
+    if name is not None:
+        # mmengine settles its device when it is imported, and asks nobody again.
+        mmengine_device.DEVICE = name
+    if name == 'cpu':
+        os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
+    return get_device()
+
+
+def _read(filename: str, map_location: Any = None) -> dict[str, Any]:
+    return read_checkpoint(filename, map_location or 'cpu')

@@ -1,49 +1,51 @@
-"""mmengine's Runner with the three things that it only warns about, or does not do.
+"""mmengine's Runner as the tools have it: careful with checkpoints, and several processes on a CPU.
 
-A checkpoint that does not fit stops the run, a checkpoint is on disk whole or not at all, and
-several processes run without a GPU.
+What it trains is what mmengine's own trains. It differs where that warns and goes on (a test or a
+resumption with weights missing), where it would run what a file contains, and where it cannot run.
 """
 
+from __future__ import annotations
+
+import logging
 import os
-from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.device import get_device
-from mmengine.dist import master_only
-from mmengine.fileio import LocalBackend, get_file_backend
-from mmengine.registry import RUNNERS
+from mmengine.dist import broadcast_object_list
+from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import Runner
-from torch import nn
+from mmengine.runner.checkpoint import load_state_dict
+from torch import Tensor, nn
 
-from clustr_mm.engine.checkpoints import (
-    agree_on_start,
-    check_training_state,
-    find_newest,
-    newest_checkpoint,
-    warn_of_random_weights,
-)
-from clustr_mm.engine.devices import replace_sync_batchnorm, start_cpu_processes
+from clustr_mm.engine.checkpoints import check_training_state, newest_checkpoint
 from clustr_mm.engine.errors import UserError
 from clustr_mm.engine.unwrapping import unwrapped
-from clustr_mm.weights.files import (
-    CheckpointError,
-    load_strictly,
-    read_checkpoint,
-    replace_durably,
-    state_dict_of,
-)
+from clustr_mm.weights.files import CheckpointError, load_strictly, read_checkpoint, state_dict_of
+
+# Rank, world size and local rank, as each launcher says them.
+_LAUNCHER_VARIABLES = {
+    'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+}
 
 
-@RUNNERS.register_module()
-class StrictRunner(Runner):
-    """A Runner that loads strictly, saves whole files, and runs several processes on a CPU."""
+class ToolRunner(Runner):
+    """The Runner of tools/train.py and tools/test.py.
 
+    Attributes:
+        metrics: What the last test gave; None before it.
+    """
+
+    metrics: dict[str, float] | None = None
     _resume: bool
     _load_from: str | None
     _has_loaded: bool
+    _strict = False
 
     def setup_env(self, env_cfg: dict) -> None:
-        """Starts the processes' group first where there is no GPU (see devices.py)."""
+        """Starts the processes' group first where there is no GPU: mmengine's start wants one."""
         if self._launcher != 'none' and get_device() == 'cpu':
             start_cpu_processes(self._launcher)
         super().setup_env(env_cfg)
@@ -51,7 +53,12 @@ class StrictRunner(Runner):
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wraps the model; on a CPU without device ids and without SyncBN, which needs a GPU."""
         if self.distributed and get_device() == 'cpu':
-            model = replace_sync_batchnorm(model, self.logger)
+            if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+                self.logger.warning(
+                    'SyncBN runs on GPUs only: on this CPU it is plain BN, and each process '
+                    'normalises by its own share of the batch.'
+                )
+            model = revert_sync_batchnorm(model)
             model_wrapper_cfg = {
                 'type': 'MMDistributedDataParallel',
                 'broadcast_buffers': False,
@@ -61,30 +68,52 @@ class StrictRunner(Runner):
             }
         return super().wrap_model(model_wrapper_cfg, model)
 
+    def test(self) -> dict[str, float]:
+        """Tests with all of the model's weights, or not at all.
+
+        Returns:
+            dict: The metrics by name.
+        """
+        self._strict = True
+        self.metrics = super().test()
+        return self.metrics
+
     def load_or_resume(self) -> None:
-        """Loads what the config names, and says so where a model starts from random weights.
+        """Loads what the config names; ``resume`` without a file takes the newest whole one.
 
         Raises:
             UserError: If a run is to go on and none of its checkpoints is whole.
         """
-        agree_on_start(self, newest_checkpoint)
+        if self._has_loaded:
+            return
+        # After a restart of several machines only some of the processes know that they go on.
+        asked = [self._resume, self._load_from]
+        broadcast_object_list(asked)
+        self._resume, self._load_from = asked
+        if self._resume and self._load_from is None:
+            self._load_from = newest_checkpoint(self.work_dir)
+            self._resume = self._load_from is not None
+            where = f'from {self._load_from}' if self._resume else 'anew: there is none yet'
+            self.logger.info(f'Auto resumed from the latest checkpoint: the run starts {where}.')
         super().load_or_resume()
-        warn_of_random_weights(self)
+        starts = [getattr(module, 'init_cfg', None) for module in self.model.modules()]
+        pretrained = any(isinstance(x, dict) and x.get('type') == 'Pretrained' for x in starts)
+        if not self._has_loaded and not pretrained:
+            self.logger.warning(
+                'The model starts from random weights; --init-from CKPT starts the backbone from a '
+                'checkpoint, load_from=CKPT the whole model.'
+            )
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Goes on from a checkpoint.
 
-        Args:
-            filename: Path of the checkpoint, or its http(s) address.
-            args: As for ``Runner.resume``.
-            kwargs: As for ``Runner.resume``.
-
         Raises:
             UserError: If its optimizer or schedule is not this config's.
         """
+        self._strict = True
         try:
             super().resume(filename, *args, **kwargs)
-        except CheckpointError:
+        except (CheckpointError, UserError):
             raise
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             reason = ' '.join(str(error).split())
@@ -92,20 +121,29 @@ class StrictRunner(Runner):
                 f'{filename} was saved with another optimizer or schedule ({reason}); go on with '
                 'the config that it was saved with, or start anew with --init-from'
             ) from error
+        if not any(type(hook).__name__ == 'ResumeHook' for hook in self.hooks):
+            self.logger.info(
+                'Resumed as mmengine does: order and augmentation of the data are not those of a '
+                'run that was never stopped (our loops and ResumeHook make them so).'
+            )
 
-    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Loads a checkpoint, all of it or none, and runs nothing that it contains.
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: Any = 'cpu',
+        strict: bool = False,
+        revise_keys: Any = None,
+    ) -> dict[str, Any]:
+        """Loads a checkpoint without running anything that it contains.
 
-        Args:
-            filename: Path of the checkpoint, or its http(s) address.
-            args: Not used.
-            kwargs: Not used.
+        For a test or a resumption every weight must be there and fit; ``load_from`` in training
+        loads what fits and lists the rest, as mmengine does.
 
         Returns:
             dict: The checkpoint, on the CPU.
 
         Raises:
-            CheckpointError: If the file is missing, is no checkpoint, or does not fit the model.
+            CheckpointError: If the file is missing, is no checkpoint, or does not fit.
             UserError: If a run is to go on from a file that holds weights only.
         """
         checkpoint = read_checkpoint(filename)
@@ -114,44 +152,70 @@ class StrictRunner(Runner):
             # Old versions of mmengine kept a config there, and resuming runs it.
             checkpoint['meta'].pop('config', None)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        load_strictly(unwrapped(self.model), state_dict_of(checkpoint, filename), filename)
+        model = unwrapped(self.model)
+        weights = state_dict_of(checkpoint, filename)
+        if strict or self._strict:
+            if unexpected := load_strictly(model, weights, source=filename):
+                self.logger.warning(f'unexpected key in {filename}: {", ".join(unexpected)}')
+        else:
+            load_state_dict(model, weights, strict=False, logger=self.logger)
+            self._warn_of_foreign_backbone(model, weights, filename)
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return checkpoint
 
-    @master_only
-    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
-        """Saves a checkpoint under a temporary name, then renames it.
+    def _warn_of_foreign_backbone(
+        self, model: nn.Module, weights: dict[str, Tensor], filename: str
+    ) -> None:
+        own = {key: value for key, value in model.state_dict().items() if 'backbone.' in key}
+        if own and not any(
+            key in weights and weights[key].shape == value.shape for key, value in own.items()
+        ):
+            self.logger.warning(
+                f'{filename} has no weight of this backbone ({next(iter(own))} and so on), which '
+                'starts as it was.'
+            )
 
-        A kill in the middle, or a full disk, so never leaves half a checkpoint under a name
-        that somebody loads.
+    @staticmethod
+    def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """Builds a loader; without worker processes none are kept, which torch would refuse."""
+        if (
+            isinstance(dataloader, dict)
+            and dataloader.get('persistent_workers')
+            and not dataloader.get('num_workers')
+        ):
+            dataloader = {**dataloader, 'persistent_workers': False}
+        return Runner.build_dataloader(dataloader, *args, **kwargs)
 
-        Args:
-            out_dir: The folder.
-            filename: The checkpoint's name in it.
-            args: As for ``Runner.save_checkpoint``.
-            kwargs: As for ``Runner.save_checkpoint``.
 
-        Raises:
-            UserError: If the file system refuses the file.
-        """
-        if not isinstance(get_file_backend(out_dir), LocalBackend):
-            super().save_checkpoint(out_dir, filename, *args, **kwargs)
-            return
-        path, temporary = os.path.join(out_dir, filename), f'{filename}.part'
-        partial = os.path.join(out_dir, temporary)
-        try:
-            super().save_checkpoint(out_dir, temporary, *args, **kwargs)
-            replace_durably(partial, path)
-        except OSError as error:
-            if os.path.lexists(partial):
-                os.remove(partial)
-            try:
-                before = find_newest(Path(out_dir))
-            except UserError:
-                before = None
-            raise UserError(
-                f'cannot write checkpoint {path}: {error.strerror}; make room or choose another '
-                '--work-dir'
-                + (f', then go on with --resume {before}, which is whole' if before else '')
-            ) from error
+def start_cpu_processes(launcher: str) -> None:
+    """Joins this process to the gloo group of its launch.
+
+    mmengine's own start always picks a CUDA device, so a run without one must come first; it
+    then finds the group started and leaves it alone.
+
+    Args:
+        launcher: 'pytorch', 'slurm' or 'mpi'.
+
+    Raises:
+        UserError: If the launcher's variables are not in the environment.
+    """
+    if torch.distributed.is_initialized():
+        return
+    variables = _LAUNCHER_VARIABLES[launcher]
+    missing = [name for name in variables if name not in os.environ]
+    if missing:
+        raise UserError(
+            f'--launcher {launcher}: {", ".join(missing)} not in the environment; start the tool '
+            f'with {"torchrun" if launcher == "pytorch" else launcher}, or leave --launcher out'
+        )
+    values = [os.environ[name] for name in variables]
+    for name, value in zip(('RANK', 'WORLD_SIZE', 'LOCAL_RANK'), values, strict=True):
+        os.environ[name] = value
+    if 'MASTER_ADDR' not in os.environ and int(os.environ.get('SLURM_NNODES', '1')) > 1:
+        raise UserError(f'--launcher {launcher} over several machines needs MASTER_ADDR set')
+    os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
+    os.environ.setdefault('MASTER_PORT', '29500')
+    if os.environ['RANK'] == '0':
+        logging.getLogger('clustr_mm').warning('No GPU: the processes train on the CPU, over gloo.')
+    torch.distributed.init_process_group('gloo')

@@ -24,9 +24,12 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from clustr_mm.datasets.pixels import as_photo
 from clustr_mm.models import ClusTR
 from clustr_mm.visualization.overlay import draw_clusters
 from clustr_mm.visualization.views import BlockView, view_blocks
+
+Photo = str | os.PathLike | np.ndarray | Image.Image
 
 _IMAGENET = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), bgr_to_rgb=True)
 _CELL = 3.4  # inches of a cell's longer side
@@ -35,7 +38,7 @@ _DPI = 110
 
 def show_clusters(
     model: nn.Module,
-    photo: str | os.PathLike | np.ndarray | Image.Image,
+    photo: Photo,
     stages: Sequence[int] | None = None,
     blocks: Sequence[int] = (-1,),
     scales: Sequence[int] | None = None,
@@ -47,7 +50,7 @@ def show_clusters(
 
     Args:
         model: A ``ClusTR``, or a model of one of the libraries with one as ``backbone``.
-        photo: A file, (H, W, 3) uint8 RGB, or a PIL image.
+        photo: A file, a PIL image, (H, W, 3) RGB, or (H, W, C) bands for a model of as many.
         stages: Numbers of stages, from 1; None for all with cluster attention.
         blocks: Numbers of blocks of each stage, from 1, or -1 for the last and so on; empty for
             all.
@@ -57,9 +60,6 @@ def show_clusters(
         title: A line above the sheet; None for the file's name.
         preprocessor: A data preprocessor, or its config, whose normalisation to use; None for the
             model's own, or ImageNet's where it has none.
-
-    Returns:
-        The sheet.
 
     Raises:
         ValueError: If the model has no ClusTR, or a stage, block or scale does not exist.
@@ -75,29 +75,37 @@ def show_clusters(
         preprocessor = getattr(model, 'data_preprocessor', None)
     pixels = normalise(image, preprocessor)
     views = view_blocks(backbone, pixels.to(next(backbone.parameters()).device), stages, blocks)
-    return draw_sheet(np.asarray(image), views, scales, title)
+    return draw_sheet(as_photo(image), views, scales, title)
 
 
-def read_photo(
-    photo: str | os.PathLike | np.ndarray | Image.Image, side: int | None
-) -> Image.Image:
-    """Reads a photograph, upright, and shrinks it if its shorter side is longer than ``side``."""
+def read_photo(photo: Photo, side: int | None) -> np.ndarray:
+    """Reads a photograph, upright, and shrinks it if its shorter side is longer than ``side``.
+
+    Returns:
+        (H, W, 3) uint8, RGB; or an array's own bands and type.
+    """
     if isinstance(photo, str | os.PathLike):
         with Image.open(photo) as file:
-            image = ImageOps.exif_transpose(file).convert('RGB')
-    elif isinstance(photo, np.ndarray):
-        image = Image.fromarray(photo)
-    else:
-        image = photo.convert('RGB')
-    if side is not None and min(image.size) > side:
-        factor = side / min(image.size)
-        size = (round(image.width * factor), round(image.height * factor))
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    return image
+            return read_photo(ImageOps.exif_transpose(file), side)
+    if isinstance(photo, Image.Image):
+        # 16 bits and floats would be cut off, not scaled.
+        wide = photo.mode.startswith(('I', 'F'))
+        photo = as_photo(np.asarray(photo if wide else photo.convert('RGB')))
+    if side is None or min(photo.shape[:2]) <= side:
+        return photo
+    factor = side / min(photo.shape[:2])
+    size = [round(length * factor) for length in photo.shape[:2]]
+    bands = torch.from_numpy(np.atleast_3d(photo).astype(np.float32)).permute(2, 0, 1)[None]
+    bands = nn.functional.interpolate(bands, size, mode='bicubic', antialias=True)
+    small = bands[0].permute(1, 2, 0).numpy().reshape(*size, *photo.shape[2:])
+    if photo.dtype.kind in 'iu':
+        limits = np.iinfo(photo.dtype)
+        small = small.round().clip(limits.min, limits.max)
+    return small.astype(photo.dtype)
 
 
-def normalise(image: Image.Image, preprocessor: Any = None) -> Tensor:
-    """Turns a photograph into what a network takes.
+def normalise(image: np.ndarray, preprocessor: Any = None) -> Tensor:
+    """Turns a photograph (H, W, C), RGB or other bands, into what a network takes.
 
     Args:
         image: The photograph.
@@ -105,17 +113,20 @@ def normalise(image: Image.Image, preprocessor: Any = None) -> Tensor:
             spread.
 
     Returns:
-        (1, 3, H, W), float32.
+        (1, C, H, W), float32.
     """
     settings = _IMAGENET if preprocessor is None else preprocessor
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()  # (3, H, W), RGB
+    pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)  # (C, H, W)
     # The libraries load BGR, and say, each in its own word, that a network wants RGB.
-    if not _setting(settings, 'bgr_to_rgb', 'to_rgb', '_channel_conversion', 'channel_conversion'):
+    wants_rgb = _setting(
+        settings, 'bgr_to_rgb', 'to_rgb', '_channel_conversion', 'channel_conversion'
+    )
+    if len(pixels) == 3 and not wants_rgb:
         pixels = pixels.flip(0)
     for key, apply in (('mean', torch.sub), ('std', torch.div)):
         value = _setting(settings, key)
         if value is not None:
-            pixels = apply(pixels, torch.as_tensor(value, device='cpu').float().view(3, 1, 1))
+            pixels = apply(pixels, torch.as_tensor(value, device='cpu').float().view(-1, 1, 1))
     return pixels[None]
 
 
@@ -143,9 +154,6 @@ def draw_sheet(
         scales: Which scales, from 1, the coarsest; None for all.
         title: A line above.
 
-    Returns:
-        The sheet.
-
     Raises:
         ValueError: If there is no such scale.
     """
@@ -155,17 +163,18 @@ def draw_sheet(
         if not 1 <= scale <= count:
             raise ValueError(f'scale is {scale}; use 1 (the coarsest) to {count}')
     height, width = photo.shape[:2]
-    cell = np.array([width, height]) * _CELL / max(width, height)
-    cell[0] = max(cell[0], 2.7)  # for the titles
+    shorter, longer = sorted((width, height))
+    inches = _CELL * min(max(longer / shorter / 2, 1), 3)  # a strip's cell is longer
+    # However flat the photograph is, there is room for the titles.
+    cell = np.maximum(np.array([width, height]) * inches / longer, (2.7, 2.0))
     columns = 2 + 2 * len(wanted)
     # Room for a row's titles, for colour bars beside the maps, and for the sheet's title.
     size = (columns * (cell[0] + 0.35) + 0.4, len(views) * (cell[1] + 0.55) + 0.5)
     figure = Figure(figsize=size, dpi=_DPI, layout='constrained')
-    canvas = FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=15)
     for view, row in zip(views, np.atleast_2d(figure.subplots(len(views), columns)), strict=True):
         h, w = view.weights.shape
-        _show(row[0], photo, _name_centres(view, wanted))
+        bare_axes(row[0], photo, _name_centres(view, wanted))
         row[0].set_ylabel(f'stage {view.stage}, block {view.block} of {view.depth}', fontsize=12)
         windows = f', {view.windows} windows' if view.windows > 1 else ''
         row[0].set_xlabel(f'{h} x {w} tokens{windows}', fontsize=11)
@@ -175,10 +184,10 @@ def draw_sheet(
             m = len(view.centres[scale - 1])
             regions, sizes = row[1 + 2 * index], row[2 + 2 * index]
             if m == labels.size:
-                _show(regions, photo, f'{m} clusters: each token its own')
+                bare_axes(regions, photo, f'{m} clusters: each token its own')
                 sizes.set_axis_off()
                 continue
-            _show(regions, draw_clusters(photo, labels), f'{m} clusters')
+            bare_axes(regions, draw_clusters(photo, labels), f'{m} clusters')
             members = np.bincount(labels.ravel(), minlength=m)
             most = int(members.max())
             name = f'tokens in the cluster: {members.min()} to {most}'
@@ -188,15 +197,23 @@ def draw_sheet(
         spread = max(1.05, relative.max(), 1 / relative.min())
         name = f'token weight / mean: {relative.min():.2g} to {relative.max():.2g}'
         _show_map(row[-1], relative, photo, name, (1 / spread, spread), 'RdBu_r')
+    return Image.fromarray(rendered(figure))
+
+
+def rendered(figure: Figure) -> np.ndarray:
+    """Draws a figure: (H, W, 3) uint8, RGB."""
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _show(axes: Axes, picture: np.ndarray, title: str) -> None:
-    axes.imshow(picture, interpolation='antialiased')
+def bare_axes(axes: Axes, picture: np.ndarray, title: str, **how: Any) -> Any:
+    """Shows a picture without an axis; returns matplotlib's image."""
+    image = axes.imshow(picture, **how)
     axes.set_title(title, fontsize=12)
     axes.set_xticks([])
     axes.set_yticks([])
+    return image
 
 
 def _show_map(
@@ -209,10 +226,10 @@ def _show_map(
 ) -> None:
     """Shows values (h, w) as a heat map of the photograph's size, its logarithmic scale beside."""
     extent = (0, photo.shape[1], photo.shape[0], 0)
-    picture = axes.imshow(values, colors, LogNorm(*limits), interpolation='nearest', extent=extent)
-    axes.set_title(title, fontsize=12)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    picture = bare_axes(
+        axes, values, title, cmap=colors, norm=LogNorm(*limits), interpolation='nearest',
+        extent=extent,
+    )  # fmt: skip
     bar = axes.figure.colorbar(picture, cax=axes.inset_axes((1.02, 0, 0.04, 1)))
     ticks = np.geomspace(*limits, 3).tolist()
     bar.set_ticks(ticks, labels=[f'{tick:.2g}' if tick < 10 else f'{tick:.0f}' for tick in ticks])

@@ -1,5 +1,7 @@
 """Label maps over photographs: regions tinted in distinct colours, with borders."""
 
+from __future__ import annotations
+
 import colorsys
 from collections.abc import Sequence
 
@@ -10,15 +12,17 @@ _GOLDEN = 0.618033988749895  # successive multiples spread over the circle of hu
 _LIGHTNESS = (0.55, 0.38, 0.72)
 
 
+def enlarge(image: np.ndarray, side: int) -> np.ndarray:
+    """Enlarges a picture (H, W, 3) that has fewer pixels than a square of ``side``, to as many."""
+    factor = side / (image.shape[0] * image.shape[1]) ** 0.5
+    if factor <= 1:
+        return image
+    size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
 def distinct_colors(count: int) -> np.ndarray:
-    """Picks colours that can be told apart, the first few best.
-
-    Args:
-        count: How many.
-
-    Returns:
-        np.ndarray: (count, 3) uint8, RGB.
-    """
+    """Picks colours that can be told apart, the first few best: (count, 3) uint8, RGB."""
     colors = [
         colorsys.hls_to_rgb(index * _GOLDEN % 1, _LIGHTNESS[index % len(_LIGHTNESS)], 0.85)
         for index in range(count)
@@ -27,30 +31,14 @@ def distinct_colors(count: int) -> np.ndarray:
 
 
 def enlarge_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Brings a label map to an image's size; every pixel takes the token that it lies in.
-
-    Args:
-        labels: (h, w) integers.
-        size: (H, W) in pixels.
-
-    Returns:
-        np.ndarray: (H, W) integers.
-    """
+    """Brings a label map (h, w) to a size (H, W); a pixel takes the token that it lies in."""
     rows = np.arange(size[0]) * labels.shape[0] // size[0]
     columns = np.arange(size[1]) * labels.shape[1] // size[1]
     return labels[rows[:, None], columns]
 
 
 def find_borders(labels: np.ndarray, width: int = 1) -> np.ndarray:
-    """Marks the pixels next to another region.
-
-    Args:
-        labels: (H, W) integers.
-        width: How wide a border is, in pixels.
-
-    Returns:
-        np.ndarray: (H, W) bool.
-    """
+    """Marks the pixels of a label map next to another region: (H, W) bool, ``width`` wide."""
     borders = np.zeros(labels.shape, dtype=bool)
     for step in range(1, width // 2 + width % 2 + 1):
         below = labels[step:] != labels[:-step]
@@ -82,10 +70,10 @@ def paint_labels(
         ignore: A label to leave as the image has it.
 
     Returns:
-        np.ndarray: (H, W, 3) uint8, RGB.
+        (H, W, 3) uint8, RGB.
     """
     height, width = image.shape[:2]
-    labels = enlarge_labels(np.asarray(labels), (height, width))
+    labels = enlarge_labels(labels, (height, width))
     if colors is None:
         colors = distinct_colors(int(labels.max()) + 1)
     palette = np.asarray(colors, dtype=np.float32)
@@ -102,19 +90,16 @@ def paint_labels(
 def draw_clusters(image: np.ndarray, labels: np.ndarray, side: int = 512) -> np.ndarray:
     """Draws the clusters of one stage, block and scale over the image that they are of.
 
-    A small image is enlarged first, so that the borders stay thin.
-
     Args:
-        image: (H, W, 3) uint8, RGB.
+        image: (H, W, 3) uint8, RGB; one of fewer than ``side`` x ``side`` pixels is enlarged to as
+            many, so that the borders stay thin.
         labels: (h, w) clusters of tokens, as ``ClusTR.cluster_maps`` gives them for one image.
-        side: The shorter side that the picture has at least, in pixels.
+        side: See ``image``.
 
     Returns:
-        np.ndarray: (H', W', 3) uint8, RGB.
+        (H', W', 3) uint8, RGB.
     """
-    factor = max(1.0, side / min(image.shape[:2]))
-    size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
-    enlarged = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    image = enlarge(image, side)
     # Outlines in proportion to the tokens: many small regions would drown in thick ones.
-    token = min(enlarged.shape[0] / labels.shape[0], enlarged.shape[1] / labels.shape[1])
-    return paint_labels(enlarged, labels, alpha=0.5, border=max(1, round(token / 14)))
+    token = min(image.shape[0] / labels.shape[0], image.shape[1] / labels.shape[1])
+    return paint_labels(image, labels, alpha=0.5, border=max(1, round(token / 14)))

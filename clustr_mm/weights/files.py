@@ -9,19 +9,24 @@ import hashlib
 import os
 import pickle
 import tarfile
+import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from clustr_mm.weights.download import download
+from clustr_mm.weights.download import local_file
 from clustr_mm.weights.safe_pickle import WantsCodeError, restricted_pickle
 
+# With 1 in this variable torch.load refuses every pickle of more than plain data.
+WEIGHTS_ONLY = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _CHECKSUM = 'sha256'  # of the tensors: safetensors' own format has none
+# What DistributedDataParallel and torch.compile put before the names of what they wrap.
+_WRAPPERS = ('module.', '_orig_mod.')
 _trusted = False
 
 
@@ -30,56 +35,52 @@ class CheckpointError(ValueError):
 
 
 def trust_checkpoints(trusted: bool) -> None:
-    """Says whether checkpoints may run code from now on (``--trust-checkpoint``).
-
-    Args:
-        trusted: Whether a pickle that names more than plain data is loaded all the same.
-    """
+    """Sets what reading does without ``trust=True``, from now on and in the whole process."""
     global _trusted
     _trusted = trusted
 
 
-def read_checkpoint(path: str | os.PathLike[str], structures: str = '') -> dict[str, Any]:
+def read_checkpoint(
+    source: str | os.PathLike[str],
+    map_location: str | torch.device = 'cpu',
+    trust: bool = False,
+) -> dict[str, Any]:
     """Reads a checkpoint, verified, without running anything that it contains.
 
     A torch file's CRCs are checked, which torch.load does not do, and a safetensors file's
     checksum if it has one (those that this package writes do).
 
     Args:
-        path: A file that torch.save, mmengine or safetensors wrote, or its http(s) address.
-        structures: A regular expression of the dotted names of further classes that may be in it;
-            they must be of plain data.
+        source: A file that torch.save, mmengine or safetensors wrote, or its address: http(s), or
+            a scheme of mmengine's file backends (``s3://``, ``petrel://``) where that is installed.
+        map_location: Device of the tensors.
+        trust: Whether a pickle that names more than plain data is loaded all the same. It can run
+            any code.
 
     Returns:
-        The dict in the file, tensors on the CPU; of a safetensors file
-        ``{'state_dict': tensors, 'meta': metadata}``.
+        The dict in the file; of a safetensors file ``{'state_dict': tensors, 'meta': metadata}``.
 
     Raises:
         CheckpointError: If the file is missing, damaged, no such file, or would run code.
     """
-    source = str(path)
-    if '://' not in source:
-        return _read_file(Path(path).expanduser(), source, structures)
+    name = str(source)
     try:
-        file = download(source)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f'{source} cannot be fetched ({_first_line(error)})') from error
-    try:
-        return _read_file(file, source, structures)
-    except CheckpointError:
-        file.unlink(missing_ok=True)  # a download cut short would be found again next time
-        raise
+        with local_file(name) as path:
+            return _read_file(path, name, map_location, trust or _trusted)
+    except OSError as error:
+        raise CheckpointError(f'{name} cannot be fetched ({_first_line(error)})') from error
 
 
-def state_dict_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def state_dict_of(
+    content: Mapping[str, Any], source: str | os.PathLike[str] = 'the checkpoint'
+) -> dict[str, Tensor]:
     """Finds the state dict in a checkpoint: bare, or under ``state_dict`` or ``model``.
+
+    The prefix of all keys that DistributedDataParallel or torch.compile put there is taken off.
 
     Args:
         content: What ``read_checkpoint`` returned.
-        path: Where it came from, for the error.
-
-    Returns:
-        Tensors by key.
+        source: Where it came from, for the error.
 
     Raises:
         CheckpointError: If there is none.
@@ -91,67 +92,88 @@ def state_dict_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> d
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors or len(tensors) < len(content):
         raise CheckpointError(
-            f'{path} holds no state dict (its keys: {_some(content)}); give a file with tensors by '
-            "key, bare or under 'state_dict' or 'model'"
+            f'{source} holds no state dict (its keys: {_some(content)}); give a file with tensors '
+            "by key, bare or under 'state_dict' or 'model'"
         )
-    return tensors
+    return _without_wrappers(tensors)
 
 
-def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Loads a state dict whose keys and shapes are exactly the module's.
+def load_strictly(
+    module: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    prefix: str | None = None,
+    source: str | os.PathLike[str] = 'the checkpoint',
+) -> list[str]:
+    """Loads a state dict that has all of the module's weights, in their shapes.
 
     Args:
         module: Where to load; unchanged if anything does not fit.
         state_dict: Tensors by key.
+        prefix: Beginning of the keys to be loaded, such as ``'backbone.'``; None for all.
         source: Where the tensors came from, for the error.
 
+    Returns:
+        The keys, of those to be loaded, that the module does not have, for the caller to show.
+
     Raises:
-        CheckpointError: If a key is missing or unexpected or has another shape.
+        CheckpointError: If a weight is missing, has another shape, or has no values.
     """
     own = module.state_dict()
-    problems = []
-    if missing := [key for key in own if key not in state_dict]:
-        problems.append(f'{len(missing)} keys missing: {_some(missing)}')
-    if unexpected := [key for key in state_dict if key not in own]:
-        problems.append(f'{len(unexpected)} keys unexpected: {_some(unexpected)}')
-    if shapes := [
-        f'{key} is {tuple(state_dict[key].shape)}, not {tuple(own[key].shape)}'
-        for key in own
-        if key in state_dict and state_dict[key].shape != own[key].shape
-    ]:
-        problems.append(f'{len(shapes)} shapes differ: {_some(shapes)}')
-    if problems:
+    if not any(key.startswith(_WRAPPERS) for key in own):
+        state_dict = _without_wrappers(state_dict)
+    prefix = prefix.rstrip('.') + '.' if prefix else ''
+    given = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    if prefix and not given:
         raise CheckpointError(
-            f'{source} does not fit this {type(module).__name__} ({"; ".join(problems)}); use the '
+            f'{source} has no key that begins with {prefix!r} (its keys: {_some(state_dict)}); '
+            'convert published weights with tools/convert_checkpoint.py'
+        )
+    unexpected = [key for key in given if key not in own]
+    problems = {
+        'keys missing': [key for key in own if key not in given],
+        'shapes differ': [
+            f'{key} is {tuple(given[key].shape)}, not {tuple(value.shape)}'
+            for key, value in own.items()
+            if key in given and given[key].shape != value.shape
+        ],
+        'tensors without values, on the meta device': _without_values(given),
+        "of the model's tensors on the meta device, where to_empty() is to come first": (
+            _without_values(own)
+        ),
+    }
+    if any(problems.values()):
+        problems['keys unexpected'] = unexpected
+        said = [f'{len(names)} {what}: {_some(names)}' for what, names in problems.items() if names]
+        raise CheckpointError(
+            f'{source} does not fit this {type(module).__name__} ({"; ".join(said)}); use the '
             'variant that it was saved from'
         )
-    module.load_state_dict(dict(state_dict), strict=True)
+    module.load_state_dict({key: given[key] for key in own}, strict=True)
+    return unexpected
 
 
-def load_pretrained(module: nn.Module, init_cfg: Mapping[str, Any]) -> None:
+def load_pretrained(module: nn.Module, init_cfg: Mapping[str, Any], trust: bool = False) -> None:
     """Loads what mmengine's ``dict(type='Pretrained', ...)`` names, strictly.
+
+    Keys that the module does not have are a warning that lists them.
 
     Args:
         module: Where to load.
-        init_cfg: ``checkpoint``, a path or an http(s) address, and optionally ``prefix``, which
+        init_cfg: ``checkpoint``, as ``read_checkpoint`` takes it, and optionally ``prefix``, which
             the keys to be loaded begin with.
+        trust: See ``read_checkpoint``.
 
     Raises:
         CheckpointError: If the checkpoint cannot be read or does not fit.
     """
     source = str(init_cfg['checkpoint'])
-    content = read_checkpoint(source)
-    state_dict = state_dict_of(content, source)
-    if prefix := init_cfg.get('prefix'):
-        prefix = prefix.rstrip('.') + '.'
-        chosen = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-        if not chosen:
-            raise CheckpointError(
-                f'{source} has no key that begins with {prefix!r} (its keys: {_some(state_dict)}); '
-                'convert published weights with tools/convert_checkpoint.py'
-            )
-        state_dict = chosen
-    load_strictly(module, state_dict, source)
+    state_dict = state_dict_of(read_checkpoint(source, trust=trust), source)
+    if unexpected := load_strictly(module, state_dict, init_cfg.get('prefix'), source):
+        warnings.warn(
+            f'{source} has {len(unexpected)} keys that this {type(module).__name__} does not '
+            f'have: {_some(unexpected)}',
+            stacklevel=2,
+        )
 
 
 def save_checkpoint(
@@ -167,9 +189,14 @@ def save_checkpoint(
         metadata: What to say about them, beside the checksum; ``meta`` of a .pth file.
 
     Raises:
-        CheckpointError: If it cannot be written.
+        CheckpointError: If it cannot be written, or a tensor has no values.
     """
     path = Path(path)
+    if empty := _without_values(state_dict):
+        raise CheckpointError(
+            f'{path} would get {len(empty)} tensors without values, on the meta device '
+            f'({_some(empty)}); load or initialise the model first'
+        )
     part = path.with_name(f'{path.name}.part')
     try:
         if path.suffix == '.safetensors':
@@ -206,21 +233,24 @@ def replace_durably(part: str | os.PathLike[str], path: str | os.PathLike[str]) 
         os.close(folder)
 
 
-def _read_file(path: Path, source: str, structures: str) -> dict[str, Any]:
+def _read_file(
+    path: Path, source: str, map_location: str | torch.device, trust: bool
+) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f'checkpoint {source} does not exist; check the path')
     try:
+        # By the source's name: a file fetched from a storage may have another.
         content = (
-            _read_safetensors(path)
-            if path.suffix == '.safetensors'
-            else _read_torch(path, structures)
+            _read_safetensors(path, map_location)
+            if source.endswith('.safetensors')
+            else _read_torch(path, map_location, trust)
         )
     except CheckpointError:
         raise
     except WantsCodeError as error:
         raise CheckpointError(
             f'{source} is a pickle that wants to run {error}, and was not loaded; if you trust '
-            'whoever made it, --trust-checkpoint loads it'
+            'whoever made it, --trust-checkpoint (trust=True in Python) loads it'
         ) from error
     except Exception as error:  # there is no end to what a damaged file can make a parser raise
         raise CheckpointError(
@@ -234,7 +264,7 @@ def _read_file(path: Path, source: str, structures: str) -> dict[str, Any]:
     return dict(content)
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str, Any]:
     try:
         from safetensors import safe_open
     except ImportError as error:
@@ -246,7 +276,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         meta = dict(file.metadata() or {})
     if _CHECKSUM in meta and meta[_CHECKSUM] != _checksum(tensors):
         raise ValueError('its tensors do not fit its checksum: it is damaged')
-    return {'state_dict': tensors, 'meta': meta}
+    return {'state_dict': {k: v.to(map_location) for k, v in tensors.items()}, 'meta': meta}
 
 
 def _write_safetensors(
@@ -273,7 +303,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read_torch(path: Path, structures: str) -> Any:
+def _read_torch(path: Path, map_location: str | torch.device, trust: bool) -> Any:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if (record := archive.testzip()) is not None:
@@ -282,16 +312,41 @@ def _read_torch(path: Path, structures: str) -> Any:
         # torch before 2.6 unpickles what is in one, whatever weights_only says (CVE-2025-32434).
         raise ValueError('a tar file, which torch wrote before its version 0.1.10')
     try:
-        return torch.load(path, map_location='cpu', weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError:
         pass
-    try:  # a training checkpoint of mmengine, for example
-        known = restricted_pickle(structures)
-        return torch.load(path, map_location='cpu', weights_only=False, pickle_module=known)
-    except WantsCodeError:
-        if not _trusted:
-            raise
-    return torch.load(path, map_location='cpu', weights_only=False)
+    known = restricted_pickle()
+    with _own_unpickler():
+        try:  # a training checkpoint of mmengine, for example
+            return torch.load(path, map_location, pickle_module=known, weights_only=False)
+        except WantsCodeError:
+            if not trust:
+                raise
+        return torch.load(path, map_location=map_location, weights_only=False)
+
+
+@contextmanager
+def _own_unpickler() -> Iterator[None]:
+    """Lifts the variable under which torch.load takes no unpickler but its own, ours neither."""
+    forced = os.environ.pop(WEIGHTS_ONLY, None)
+    try:
+        yield
+    finally:
+        if forced is not None:
+            os.environ[WEIGHTS_ONLY] = forced
+
+
+def _without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, without the wrappers' prefixes that all keys have."""
+    found = dict(state_dict)
+    for prefix in _WRAPPERS * 2:  # either may be inside the other
+        if found and all(key.startswith(prefix) for key in found):
+            found = {key.removeprefix(prefix): value for key, value in found.items()}
+    return found
+
+
+def _without_values(state_dict: Mapping[str, Tensor]) -> list[str]:
+    return [key for key, value in state_dict.items() if value.is_meta]
 
 
 def _first_line(error: BaseException) -> str:
@@ -304,12 +359,3 @@ def _some(names: Iterable[str], most: int = 4) -> str:
     return ', '.join(names[:most]) + (
         f', and {len(names) - most} more' if len(names) > most else ''
     )
-
-
-@CheckpointLoader.register_scheme(prefixes=r'.*\.safetensors$', force=True)
-def _load_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Lets mmengine's own loading read safetensors."""
-    content = read_checkpoint(filename)
-    if map_location not in (None, 'cpu'):
-        content['state_dict'] = {k: v.to(map_location) for k, v in content['state_dict'].items()}
-    return content

@@ -1,7 +1,7 @@
 """Pickles of tensors and plain data, read without running what else they name.
 
 ``torch.load(weights_only=True)`` knows tensors; mmengine's training checkpoints hold the run's
-history besides. The modules made here are for torch.load's ``pickle_module``.
+history besides.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import re
 import types
 from typing import Any
 
-from mmengine.logging import HistoryBuffer
-from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
-
+_HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
+_ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
 # Tensors, arrays, plain containers, mmengine's history, and the one schedule with a method in its
 # state.
 _PLAIN = (
@@ -27,8 +26,7 @@ _PLAIN = (
     r'|numpy\.(core|_core)\.multiarray\.(_reconstruct|scalar)'
     r'|numpy\.dtypes\.\w+'
     r'|_codecs\.encode'
-    r'|mmengine\.logging\.history_buffer\.HistoryBuffer'
-    r'|mmengine\.optim\.scheduler\.param_scheduler\.OneCycleParamScheduler'
+    rf'|{re.escape(_HISTORY)}|{re.escape(_ONE_CYCLE)}'
     r'|(builtins|__builtin__)\.(set|frozenset|slice|complex|bytes|bytearray)'
 )
 
@@ -38,17 +36,14 @@ class WantsCodeError(pickle.UnpicklingError):
 
 
 @functools.cache
-def restricted_pickle(more: str = '') -> Any:
+def restricted_pickle() -> Any:
     """Makes a pickle module that refuses every class and function but those of plain data.
-
-    Args:
-        more: A regular expression of dotted names that are let in as well.
 
     Returns:
         A module for torch.load's ``pickle_module``; its loading raises ``WantsCodeError`` before
         anything that a refused name stands for is called.
     """
-    allowed = re.compile(f'{_PLAIN}|{more}' if more else _PLAIN)
+    allowed = re.compile(_PLAIN)
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -72,7 +67,8 @@ def restricted_pickle(more: str = '') -> Any:
 
 def _known_method(owner: Any, name: str) -> Any:
     """``getattr`` for what a pickled history or schedule needs, and for nothing else."""
-    annealing = owner is OneCycleParamScheduler and name in ('_annealing_cos', '_annealing_linear')
-    if not annealing and (owner is not HistoryBuffer or name.startswith('_')):
+    dotted = f'{owner.__module__}.{owner.__qualname__}' if isinstance(owner, type) else ''
+    annealing = dotted == _ONE_CYCLE and name in ('_annealing_cos', '_annealing_linear')
+    if not annealing and (dotted != _HISTORY or name.startswith('_')):
         raise WantsCodeError(f'getattr({owner!r}, {name!r})')
     return getattr(owner, name)

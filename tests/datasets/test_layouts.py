@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
+from clustr_mm.datasets.mini import MiniData, build
 from clustr_mm.datasets.mini.classes import BY_NAME, CLASSES, COCO_CATEGORIES
 from clustr_mm.datasets.mini.figures import FACE, LEFT_HAND
 from clustr_mm.datasets.mini.layouts import IMAGENET_CLASSES, rle
-from clustr_mm.datasets.mini.mini import MiniData, build
 from clustr_mm.datasets.mini.scenes import make_scene
 
 SIZE = (96, 128)

@@ -4,9 +4,18 @@ import os
 
 import pytest
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 
+from clustr_mm import ClusTR
 from clustr_mm.engine import UserError
-from clustr_mm.engine.config import check_keys, load_config, set_data_root, use_amp, use_tta
+from clustr_mm.engine.config import (
+    check_keys,
+    clustr_backbone,
+    library_of,
+    load_config,
+    set_data_root,
+    use_amp,
+)
 
 CONFIGS = os.path.join(os.path.dirname(__file__), '..', '..', 'configs')
 
@@ -69,7 +78,6 @@ def test_data_root_where_there_is_none_is_refused():
     [
         ('trian_cfg.max_iters', 'train_cfg'),
         ('model.bakbone.arch', 'backbone'),
-        ('data_root', '--data-root'),
         ('val_evaluator.3.ann_file', 'list of 1'),
         ('train_cfg', 'set one of them'),
         ('model.backbone', 'set one of them'),
@@ -94,6 +102,8 @@ def test_mistyped_option_is_refused_with_the_mend(key, hint):
         'find_unused_parameters',
         'optim_wrapper.clip_grad.max_norm',
         'randomness.seed',
+        'model_wrapper_cfg.type',
+        'my_flag',  # of a config's own
     ],
 )
 def test_option_that_something_reads_is_let_through(key):
@@ -127,13 +137,23 @@ def test_amp_on_a_cpu_is_refused():
         use_amp(Config(dict(optim_wrapper=dict(type='OptimWrapper'))), 'cpu')
 
 
-def test_amp_takes_the_plain_wrappers_place():
-    cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper', clip_grad=dict(max_norm=1))))
+def test_amp_knows_the_wrapper_as_a_class():
+    cfg = Config(dict(optim_wrapper=dict(type=OptimWrapper, clip_grad=dict(max_norm=1))))
     use_amp(cfg, 'cuda')
-    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert cfg.optim_wrapper.type == 'OptimWrapper', 'the only one that mmseg takes'
     assert cfg.optim_wrapper.clip_grad.max_norm == 1
 
 
-def test_tta_where_the_config_has_none_is_refused():
-    with pytest.raises(UserError, match='tta_model'):
-        use_tta(pose_like())
+def test_the_library_is_the_default_scope_or_where_the_model_comes_from():
+    assert library_of(Config(dict(default_scope='mmpose', model=dict(type='mmdet.X')))) == 'mmpose'
+    assert library_of(Config(dict(model=dict(type='mmdet.FCOS')))) == 'mmdet'
+    segmentor = pytest.importorskip('mmseg.models').EncoderDecoder
+    assert library_of(Config(dict(model=dict(type=segmentor)))) == 'mmseg'
+    with pytest.raises(UserError, match='default_scope'):
+        library_of(Config(dict(model=dict(type='X'))))
+
+
+def test_a_backbone_may_be_given_as_a_class():
+    assert clustr_backbone(Config(dict(model=dict(backbone=dict(type=ClusTR, arch='tiny')))))
+    with pytest.raises(UserError, match='no model with the backbone ClusTR'):
+        clustr_backbone(Config(dict(model=dict(backbone=dict(type='ResNet')))))

@@ -2,16 +2,17 @@
 
 import errno
 import signal
+from importlib.util import find_spec
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS
 from torch.utils.data import DataLoader, Dataset
-from toy_run import make_config
+from toy_run import make_config, run
 
 from clustr_mm import ClusTR
-from clustr_mm.datasets import DataFileError
 from clustr_mm.engine import UserError, explain, run_tool, train
 from clustr_mm.engine.errors import explained
 
@@ -23,7 +24,7 @@ class Broken(Dataset):
         return 1
 
     def __getitem__(self, index):
-        raise DataFileError('images/7.jpg is truncated')
+        raise UserError('images/7.jpg is truncated')
 
 
 def raised(function) -> Exception:
@@ -92,6 +93,26 @@ def test_what_a_data_set_asserts_of_the_users_files_is_shown(tmp_path):
     assert 'number of subfolders (1)' in explain(error)
 
 
+def test_what_a_library_says_of_a_config_is_one_line(tmp_path):
+    cfg = make_config(tmp_path, epochs=False)
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    if not torch.cuda.is_available():
+        assert 'training on gpu' in explain(raised(lambda: run(cfg)))
+    cfg = make_config(tmp_path, epochs=False)
+    cfg.param_scheduler = dict(type='LinearLR', begin=5, end=5, by_epoch=False)
+    assert 'end should be larger than begin' in explain(raised(lambda: run(cfg)))
+    if find_spec('wandb') is None:
+        cfg = make_config(tmp_path, epochs=False)
+        cfg.visualizer = dict(type='Visualizer', vis_backends=[dict(type='WandbVisBackend')])
+        assert 'pip install wandb' in explain(raised(lambda: run(cfg)))
+
+
+def test_weights_by_mmsegs_old_key_are_pointed_to_init_cfg():
+    cfg = Config(dict(model=dict(type='ClusTR', pretrained='a.pth')))
+    line = explain(raised(lambda: MODELS.build(cfg.model)), cfg)
+    assert 'model.pretrained=None' in line and 'init_cfg' in line
+
+
 @pytest.mark.parametrize('place', ['a file', 'a file/below'])
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, place):
     (tmp_path / 'a file').touch()
@@ -109,7 +130,9 @@ class Interrupts(Hook):
 
 
 def test_an_interrupted_training_says_how_it_goes_on(tmp_path, capsys):
+    pytest.importorskip('mmseg')
     cfg = make_config(tmp_path / 'run', epochs=False)
+    cfg.default_scope = 'mmseg'  # whose own script is run
     cfg.custom_hooks = [dict(type='Interrupts', priority='LOWEST')]
     cfg.dump(tmp_path / 'toy.py')
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & has it ignored

@@ -1,15 +1,14 @@
 """A run that was stopped anywhere ends with the weights of one that was not."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.runner import EpochBasedTrainLoop
 from toy_run import VALIDATION, make_config, run
 
 from clustr_mm.engine import UserError
-from clustr_mm.engine.resuming import make_resumable
+from clustr_mm.engine.runner import ToolRunner
 
 
 def assert_same(one, other):
@@ -134,20 +133,16 @@ def test_an_earlier_runs_validation_is_none_of_a_new_one(tmp_path):
     assert left.message_hub.get_scalar('val/acc').data[1].sum() == 1, 'that of step 12'
 
 
-def test_a_loop_given_as_a_class_is_resumable(tmp_path):
-    cfg = make_config(tmp_path, epochs=True)
-    cfg.train_cfg.type = EpochBasedTrainLoop
-    cfg.default_hooks.checkpoint.type = 'mmengine.CheckpointHook'
-    make_resumable(cfg)
-    assert cfg.train_cfg.type == 'ResumableEpochLoop'
-    assert cfg.default_hooks.checkpoint.type == 'SafeCheckpointHook'
+def test_what_keeps_a_state_of_its_own_is_named(tmp_path):
+    def cached(inputs):  # as mmdet's CachedMosaic has it
+        return inputs
 
-
-def test_a_dumped_config_runs_again(tmp_path):
-    cfg = make_config(tmp_path, epochs=True)
-    make_resumable(cfg)
-    path = tmp_path / 'dumped.py'
-    cfg.dump(str(path))
-    again = Config.fromfile(str(path))
-    make_resumable(again)
-    assert again.to_dict() == cfg.to_dict()
+    cached.results_cache = []
+    run(make_config(tmp_path, epochs=True))
+    cfg = make_config(tmp_path, epochs=True, resume=True, log_level='INFO')
+    runner = ToolRunner.from_cfg(cfg)
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner.train_loop.dataloader.dataset.pipeline = [cached]
+    runner.train()
+    log = Path(runner._log_dir, f'{runner.timestamp}.log').read_text()
+    assert log.count('function keep what earlier batches left') == 1

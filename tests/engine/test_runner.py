@@ -1,4 +1,4 @@
-"""The runner that loads strictly and never leaves half a checkpoint."""
+"""The tools' runner: what it loads, and what of it."""
 
 import itertools
 import os
@@ -9,8 +9,8 @@ from mmengine.model import BaseModel
 from torch import nn
 from torch.utils.data import DataLoader
 
-from clustr_mm.engine import UserError
-from clustr_mm.engine.runner import StrictRunner
+from clustr_mm.engine import UserError, checkpoints  # noqa: F401 - it registers
+from clustr_mm.engine.runner import ToolRunner
 from clustr_mm.weights.files import CheckpointError
 
 _RUNS = itertools.count()
@@ -27,15 +27,15 @@ class Line(BaseModel):
         return dict(loss=self.layer(inputs).square().mean())
 
 
-def make_runner(folder, width=3, **more):
-    return StrictRunner(
-        model=Line(width),
+def make_runner(folder, width=3, model=None, **more):
+    return ToolRunner(
+        model=model or Line(width),
         work_dir=str(folder),
         experiment_name=f'run{next(_RUNS)}',  # runs of one second share their log otherwise
         train_dataloader=DataLoader([dict(inputs=torch.ones(width))] * 8, batch_size=2),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=2),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=False)),
+        default_hooks=dict(checkpoint=dict(type='SafeCheckpointHook', interval=1, by_epoch=False)),
         **more,
     )
 
@@ -66,11 +66,44 @@ def test_resume_goes_on_where_the_run_stopped(tmp_path):
     assert (tmp_path / 'iter_3.pth').is_file()
 
 
-def test_checkpoint_of_another_model_stops_the_run(tmp_path):
+def log_of(runner):
+    with open(os.path.join(runner._log_dir, f'{runner.timestamp}.log')) as file:
+        return file.read()
+
+
+def test_load_from_takes_what_fits_and_says_what_does_not(tmp_path):
+    weights = dict(**{'layer.bias': torch.tensor([7.0]), 'layer.weight': torch.ones(1, 5)}, new=1.0)
+    weights['new'] = torch.zeros(1)
+    torch.save(dict(state_dict=weights), tmp_path / 'a.pth')
+    runner = make_runner(tmp_path / 'b', load_from=str(tmp_path / 'a.pth'))
+    runner.load_or_resume()
+    assert runner.model.layer.bias.item() == 7
+    log = log_of(runner)
+    assert 'size mismatch for layer.weight' in log and 'new' in log
+
+
+def test_a_test_or_a_resumption_wants_every_weight(tmp_path):
     make_runner(tmp_path / 'a').train()
-    runner = make_runner(tmp_path / 'b', width=4, load_from=str(tmp_path / 'a' / 'iter_2.pth'))
+    path = str(tmp_path / 'a' / 'iter_2.pth')
     with pytest.raises(CheckpointError, match='layer.weight'):
-        runner.train()
+        make_runner(tmp_path / 'b', width=4, load_from=path, resume=True).train()
+    loader = DataLoader([dict(inputs=torch.ones(4))])
+    testing = dict(test_cfg=dict(), test_dataloader=loader, test_evaluator=dict(type='DumpResults'))
+    testing['test_evaluator']['out_file_path'] = str(tmp_path / 'out.pkl')
+    with pytest.raises(CheckpointError, match='layer.weight'):
+        make_runner(tmp_path / 'c', width=4, load_from=path, **testing).test()
+
+
+def test_a_backbone_of_which_nothing_matched_is_one_warning(tmp_path):
+    class WithBackbone(Line):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Linear(2, 2)
+
+    torch.save(dict(state_dict=Line().state_dict()), tmp_path / 'a.pth')
+    runner = make_runner(tmp_path / 'b', model=WithBackbone(), load_from=str(tmp_path / 'a.pth'))
+    runner.load_or_resume()
+    assert log_of(runner).count('no weight of this backbone') == 1
 
 
 def test_resume_from_weights_alone_is_refused(tmp_path):
@@ -91,7 +124,6 @@ def test_file_that_is_no_checkpoint_stops_the_run(tmp_path, content):
 def test_random_weights_are_said_in_one_line(tmp_path):
     runner = make_runner(tmp_path)
     runner.train()
-    with open(os.path.join(runner._log_dir, f'{runner.timestamp}.log')) as file:
-        lines = [line for line in file if 'random weights' in line]
+    lines = [line for line in log_of(runner).splitlines() if 'random weights' in line]
     assert len(lines) == 1
     assert '--init-from' in lines[0]

@@ -12,7 +12,7 @@ from small import NARROW
 from torch import multiprocessing
 
 from clustr_mm import ClusTR
-from clustr_mm.engine.devices import choose_device
+from clustr_mm.engine.options import choose_device
 
 PATIENCE = 300  # seconds, for a busy machine
 
@@ -96,59 +96,27 @@ class ClusteredRows(BaseModel):
         return dict(loss=self.backbone(images)[-1].square().mean())
 
 
-WAYS = dict(parallel={}, shared=dict(strategy=dict(type='StrictFSDPStrategy')))
-
-
-def train_both_ways(rank, folder):
-    """Two steps by data parallel and by FSDP, and the second again, gone on to from the first."""
+def train_clusters(rank, folder):
+    """Two steps, and the second again, gone on to from the first by the first process's word."""
     from test_resuming import stop_after
     from toy_run import make_config, run
 
-    for name, way in WAYS.items():
-        changes = {
-            'model.type': 'ClusteredRows',
-            'train_cfg.max_iters': 2,
-            'optim_wrapper.optimizer.type': 'SGD',  # Adam would magnify what is rounding
-            **way,
-        }
-        out = Path(folder, name)
-        run(make_config(out / 'whole', False, launcher='pytorch', **changes))
-        if rank == 0:
-            stop_after(out / 'whole', 1, out)
-        torch.distributed.barrier()
-        left = out / 'stopped_1'
-        asked = rank == 0  # as after a restart of several machines
-        runner = run(make_config(left, False, launcher='pytorch', resume=asked, **changes))
-        (left / f'resumed_{rank}').write_text(f'{runner._resume} {runner._load_from}')
+    changes = {'model.type': 'ClusteredRows', 'train_cfg.max_iters': 2}
+    run(make_config(Path(folder, 'whole'), False, launcher='pytorch', **changes))
+    if rank == 0:
+        stop_after(Path(folder, 'whole'), 1, Path(folder))
+    torch.distributed.barrier()
+    left = Path(folder, 'stopped_1')
+    asked = rank == 0  # as after a restart of several machines
+    runner = run(make_config(left, False, launcher='pytorch', resume=asked, **changes))
+    (left / f'resumed_{rank}').write_text(f'{runner._resume} {runner._load_from}')
 
 
-@pytest.fixture(scope='module')
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('runs')
-    in_processes(train_both_ways, 2, str(folder))
-    return folder
-
-
-def test_fsdp_computes_what_data_parallel_does(runs):
-    before, one, other = (
-        torch.load(runs / file, weights_only=False)['state_dict']
-        for file in (
-            'shared/whole/iter_1.pth',
-            'shared/whole/iter_2.pth',
-            'parallel/whole/iter_2.pth',
-        )
-    )
-    assert one.keys() == other.keys()
-    torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
-    key = 'backbone.stages.3.norm.bias'
-    assert not torch.allclose(before[key], one[key], atol=1e-4)
-
-
-@pytest.mark.parametrize('way', WAYS)
-def test_the_first_process_says_for_all_whether_a_run_goes_on(runs, way):
+def test_the_first_process_says_for_all_whether_a_run_goes_on(tmp_path):
     from test_resuming import assert_same
 
-    whole, left = runs / way / 'whole', runs / way / 'stopped_1'
+    in_processes(train_clusters, 2, str(tmp_path))
+    whole, left = tmp_path / 'whole', tmp_path / 'stopped_1'
     for rank in range(2):
         assert (left / f'resumed_{rank}').read_text() == f'True {left / "iter_1.pth"}'
     assert_same(whole / 'iter_2.pth', left / 'iter_2.pth')

@@ -13,8 +13,8 @@ from mmengine.registry import DATASETS, METRICS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
-from clustr_mm.engine.launch import build_runner
-from clustr_mm.engine.resuming import make_resumable
+from clustr_mm.engine import checkpoints, resuming  # noqa: F401 - they register
+from clustr_mm.engine.runner import ToolRunner
 
 _RUNS = itertools.count()
 VALIDATION = dict(
@@ -86,9 +86,9 @@ def make_config(folder, epochs: bool, saving: dict[str, Any] | None = None, **ch
         dataset=dict(type='NoisyRows', length=8),
         sampler=dict(type='DefaultSampler' if epochs else 'InfiniteSampler', shuffle=True),
     )
-    loop = dict(type='EpochBasedTrainLoop', max_epochs=3)
+    loop = dict(type='ResumableEpochLoop', max_epochs=3)
     if not epochs:
-        loop = dict(type='IterBasedTrainLoop', max_iters=12)
+        loop = dict(type='ResumableIterLoop', max_iters=12)
     cfg = Config(
         dict(
             model=dict(type='DroppingLayer'),
@@ -99,7 +99,10 @@ def make_config(folder, epochs: bool, saving: dict[str, Any] | None = None, **ch
             optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.1)),
             param_scheduler=dict(type='ExponentialLR', gamma=0.9, by_epoch=False),
             default_hooks=dict(
-                checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1, **saving or {})
+                checkpoint=dict(
+                    type='SafeCheckpointHook', by_epoch=False, interval=1, **saving or {}
+                ),
+                resume=dict(type='ResumeHook'),
             ),
             randomness=dict(seed=3),
             default_scope='mmengine',
@@ -111,8 +114,7 @@ def make_config(folder, epochs: bool, saving: dict[str, Any] | None = None, **ch
 
 
 def run(cfg: Config) -> Any:
-    """Trains as launch.train does."""
-    make_resumable(cfg)
-    runner = build_runner(cfg)
+    """Trains with the tools' runner."""
+    runner = ToolRunner.from_cfg(cfg)
     runner.train()
     return runner

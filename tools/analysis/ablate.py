@@ -2,7 +2,7 @@
 
     python tools/analysis/ablate.py CONFIG [CHECKPOINT] --images FILE_OR_FOLDER...
         [--size 800 1333] [--settings exact cluster_window=56 recluster_every=0+cluster_window=56]
-        [--out DIR] [--train MINI_CONFIG --data-root DIR --iterations 300 --seeds 2]
+        [--out DIR] [--train MINI_CONFIG --iterations 300 --seeds 2]
 
 A setting says how it differs from the exact global form, whatever the config says: KEY=VALUE, an
 argument of ClusTR, several joined by `+`. `reductions=(16,8,4,1)` changes the cluster counts,
@@ -32,30 +32,27 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
 
-from clustr_mm.analysis import PART_SETTINGS, Ablation, Row, build_settings, knob_settings
-from clustr_mm.analysis.mini_task import train_setting
-from clustr_mm.analysis.records import circumstances
-from clustr_mm.analysis.settings import backbone_arguments
-from clustr_mm.analysis.tables import Scores, cluster_table, cost_table, score_table, write_csv
-from clustr_mm.datasets.check import check_data_root
-from clustr_mm.datasets.files import find_images
-from clustr_mm.engine import UserError, run_tool
-from clustr_mm.engine.config import (
-    apply_cfg_options,
-    clustr_backbone,
-    load_config,
-    set_data_root,
+from clustr_mm.analysis.ablation.compare import Ablation
+from clustr_mm.analysis.ablation.settings import (
+    PART_SETTINGS,
+    backbone_arguments,
+    build_settings,
+    knob_settings,
 )
+from clustr_mm.analysis.ablation.tables import cluster_table, cost_table, score_table, write_csv
+from clustr_mm.analysis.ablation.training import train_setting
+from clustr_mm.analysis.records import circumstances
+from clustr_mm.datasets.files import find_images
+from clustr_mm.engine.config import check_keys, clustr_backbone, load_config
+from clustr_mm.engine.errors import UserError, explained, run_tool
 from clustr_mm.engine.options import CfgOptions, Parser, add_trust
-from clustr_mm.visualization.dots import Panel, plot_dots
-from clustr_mm.weights.files import trust_checkpoints
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -91,11 +88,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--out',
         metavar='DIR',
-        help='also write table.csv (after every image), table.md, cost.png and clusters.png there',
+        help='also write table.csv (after every image) and table.md there',
     )
     training = parser.add_argument_group('training, from scratch, for a score')
     training.add_argument('--train', metavar='CONFIG', help='what to train: a mini config')
-    training.add_argument('--data-root', metavar='DIR', help="its data; the config's by default")
     training.add_argument('--iterations', type=int, default=300)
     training.add_argument('--seeds', type=int, default=1, help='runs of each setting')
     training.add_argument(
@@ -141,46 +137,12 @@ def load_image(
     return ((pixels - mean) / std).contiguous()
 
 
-def plot(rows: Sequence[Row], scores: Scores, folder: str, title: str) -> None:
-    """Draws two pictures: what the settings cost and change, and what their clusters look like."""
-    names = [row.setting for row in rows]
-    stages = range(len(rows[0].attention))
-
-    def by_stage(label: str, value: Callable[[Row, int], float]) -> Panel:
-        series = {f'stage {s + 1}': [value(row, s) for row in rows] for s in stages}
-        return Panel(label, series)
-
-    panels = [
-        Panel('GMAC an image', {'': [row.gmac for row in rows]}),
-        Panel('time, x exact', {'': [row.ratio for row in rows]}),
-        by_stage('attention moves by, %', lambda row, s: 100 * row.attention[s][0]),
-    ]
-    if rows[0].to_dense:
-        panels.append(by_stage('from dense, %', lambda row, s: 100 * (row.to_dense or ())[s][0]))
-    if scores:
-        each = {'': [scores.get(name) for name in names]}
-        panels.append(Panel('score, each seed', each, from_zero=False))
-    plot_dots(names, panels, os.path.join(folder, 'cost.png'), title)
-    fields = {'largest': 'largest cluster, % of tokens', 'single': 'clusters of one token, %',
-              'empty': 'empty clusters, %', 'extent': 'extent, % of the map'}  # fmt: skip
-    panels = [
-        by_stage(label, lambda row, s, name=name: 100 * getattr(row.clusters[s][0], name))
-        for name, label in fields.items()
-    ]
-    plot_dots(names, panels, os.path.join(folder, 'clusters.png'), f'{title}; coarsest scale')
-
-
 def training_of(options: argparse.Namespace) -> tuple[Config, str]:
     """What to train, and the metric that scores it: mistakes show before hours of measuring."""
     cfg = load_config(options.train)
-    if options.data_root is not None:
-        set_data_root(cfg, options.data_root)
-    apply_cfg_options(cfg, options.cfg_options or {})
+    check_keys(cfg, options.cfg_options or {})
+    cfg.merge_from_dict(options.cfg_options or {})
     clustr_backbone(cfg)
-    for name in ('train_dataloader', 'val_dataloader', 'val_evaluator', 'optim_wrapper'):
-        if not cfg.get(name):
-            raise UserError(f'--train {options.train}: the config has no {name}; give another')
-    check_data_root(cfg, ('train', 'val'))
     hooks = cfg.get('default_hooks') or {}
     metric = options.metric or (hooks.get('checkpoint') or {}).get('save_best')
     if not isinstance(metric, str) or metric == 'auto':
@@ -188,9 +150,13 @@ def training_of(options: argparse.Namespace) -> tuple[Config, str]:
             f'--train {options.train}: the config saves no best checkpoint by one metric; '
             'name the score with --metric'
         )
-    # One step and a validation: what these lack shows now.
+    # One step and a validation: missing data or another metric show now.
     setting = (options.train_settings or options.settings)[0]
-    metrics = train_setting(cfg, setting, 1, os.path.join(runs_of(options), 'trial'))
+    try:
+        with explained(cfg):
+            metrics = train_setting(cfg, setting, 1, os.path.join(runs_of(options), 'trial'))
+    except FileNotFoundError as error:
+        raise UserError(f'--train {options.train}: {error.filename} does not exist') from error
     if metric not in metrics:
         raise UserError(f'--metric {metric}: the validation has {", ".join(sorted(metrics))}')
     return cfg, metric
@@ -217,7 +183,6 @@ def train(options: argparse.Namespace, cfg: Config, metric: str) -> dict[str, li
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
-    trust_checkpoints(options.trust_checkpoint)
     torch.set_num_threads(options.threads)
     if options.out:
         os.makedirs(options.out, exist_ok=True)
@@ -226,7 +191,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     backbone = clustr_backbone(cfg)
     preprocessor = cfg.model.get('data_preprocessor') or cfg.data_preprocessor
     paths = list(find_images(options.images))
-    models = build_settings(backbone, options.settings, options.checkpoint, options.seed)
+    models = build_settings(
+        backbone, options.settings, options.checkpoint, options.seed, options.trust_checkpoint
+    )
     for setting in options.train_settings or ():
         backbone_arguments(backbone, setting)
     training = training_of(options) if options.train else None
@@ -264,9 +231,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if csv_file:
         write_csv(csv_file, rows, facts, scores)
         Path(options.out, 'table.md').write_text(text)
-        plot(
-            rows, scores, options.out, f'{facts["config"]}, {facts["checkpoint"]}, {facts["size"]}'
-        )
 
 
 if __name__ == '__main__':

@@ -6,7 +6,8 @@
 A row is a block. On the left are the centres of its clusters, then for each scale the clusters over
 the photograph and how many tokens each holds, and on the right the tokens' weights in their
 clusters. CHECKPOINT is a file that ends in .pth or .safetensors; without one the weights are
-random, and the clusters are of colours and edges. A folder stands for the images in it.
+random, and the clusters are of colours and edges. A folder stands for the images in it. Images are
+read as the config's test pipeline reads them.
 """
 
 import argparse
@@ -16,16 +17,18 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from mmengine.registry import MODELS
+from rich.progress import track
 
 from clustr_mm.datasets.files import WEIGHT_SUFFIXES, find_images
+from clustr_mm.datasets.pixels import rgb_or_bands
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import clustr_backbone, load_config
-from clustr_mm.engine.options import Parser, add_trust
-from clustr_mm.visualization import save_picture, show_clusters
-from clustr_mm.weights.files import load_pretrained, trust_checkpoints
+from clustr_mm.engine.inference import image_loader
+from clustr_mm.engine.options import Parser, add_trust, read_safely
+from clustr_mm.visualization import show_clusters
+from clustr_mm.weights.files import load_strictly, read_checkpoint, state_dict_of
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -49,22 +52,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def out_names(images: Sequence[Path]) -> list[str]:
-    """A file name for each image's sheet, no two alike."""
-    names: list[str] = []
-    for image in images:
-        number, name = 1, f'{image.stem}.png'
-        while name in names:
-            number += 1
-            name = f'{image.stem}_{number}.png'
-        names.append(name)
-    return names
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
-    trust_checkpoints(options.trust_checkpoint)
+    read_safely(options.trust_checkpoint)
     cfg = load_config(options.config)
     settings = clustr_backbone(cfg)
     checkpoint = options.paths.pop(0) if options.paths[0].endswith(WEIGHT_SUFFIXES) else None
@@ -75,27 +66,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     backbone = MODELS.build({**settings, 'init_cfg': None})
     weights = f'random weights (seed {options.seed})'
     if checkpoint is not None:
-        load_pretrained(backbone, dict(checkpoint=checkpoint, prefix='backbone.'))
+        state_dict = state_dict_of(read_checkpoint(checkpoint), checkpoint)
+        load_strictly(backbone, state_dict, 'backbone.', checkpoint)
         weights = os.path.basename(checkpoint)
     backbone.to(options.device).eval()
-    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
-    blocks = [] if options.blocks == [0] else options.blocks
-    for image, name in zip(images, out_names(images), strict=True):
-        try:
-            sheet = show_clusters(
-                backbone,
-                image,
-                options.stages,
-                blocks,
-                options.scales,
-                options.side or None,
-                f'{image.name}: {Path(options.config).stem}, {weights}',
-                preprocessor,
-            )
-        except OSError as error:
-            raise UserError(f'{image} is no image that can be read; leave it out') from error
-        path = os.path.join(options.out_dir, name)
-        save_picture(np.asarray(sheet), path)
+    load = image_loader(cfg)
+    os.makedirs(options.out_dir, exist_ok=True)
+    taken: set[Path] = set()
+    for image in track(images, 'Drawing', disable=not sys.stdout.isatty()):
+        sheet = show_clusters(
+            backbone,
+            rgb_or_bands(load(str(image))),
+            options.stages,
+            [] if options.blocks == [0] else options.blocks,
+            options.scales,
+            options.side or None,
+            f'{image.name}: {Path(options.config).stem}, {weights}',
+            cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor'),
+        )
+        path, number = Path(options.out_dir, f'{image.stem}.png'), 1
+        while path in taken:  # images of one name, from several folders
+            number += 1
+            path = path.with_name(f'{image.stem}_{number}.png')
+        taken.add(path)
+        sheet.save(path)
         print(path, flush=True)
 
 

@@ -13,9 +13,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from clustr_mm.analysis import count_parameters, parameter_table
-from clustr_mm.engine import run_tool
+from clustr_mm.analysis.parameters import count_parameters
 from clustr_mm.engine.config import load_config
+from clustr_mm.engine.errors import run_tool
 from clustr_mm.engine.options import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,11 +41,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     warnings.filterwarnings('ignore')
     paths = options.configs or [os.path.relpath(path, ROOT) for path in leaf_configs()]
-    models = {}
+    lines = ['| config | parameters (M) | backbone | neck | heads |', '|---|--:|--:|--:|--:|']
     for path in paths:
-        models[path] = count_parameters(load_config(path if options.configs else str(ROOT / path)))
+        cfg = load_config(path if options.configs else str(ROOT / path))
+        n = count_parameters(cfg)
+        millions = (f'{count / 1e6:.2f}' for count in (n.total, n.backbone, n.neck, n.heads))
+        lines.append(f'| `{path}` | {" | ".join(millions)} |')
     configs = ''.join(f' {path}' for path in options.configs)
-    sys.stdout.write(PAGE.format(configs=configs, table=parameter_table(models)))
+    print(PAGE.format(configs=configs, table='\n'.join(lines)))
 
 
 if __name__ == '__main__':

@@ -13,7 +13,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from clustr_mm.datasets.masks import rle
 from clustr_mm.datasets.mini.classes import BY_NAME, CLASSES, COCO_CATEGORIES, LABELS, THINGS
 from clustr_mm.datasets.mini.figures import (
     BODY,
@@ -25,10 +24,8 @@ from clustr_mm.datasets.mini.figures import (
 )
 from clustr_mm.datasets.mini.scenes import SPLITS, Instance, Scene, make_scene
 
-# Classes that ImageNet folders are made of, in the order of their labels (sorted folder names).
-IMAGENET_CLASSES = tuple(
-    sorted((c.name for c in CLASSES if c.wnid), key=lambda name: BY_NAME[name].wnid or '')
-)
+# Folders of the classes that ImageNet's layout has, in the order of their labels: of the folders.
+IMAGENET_CLASSES = {c.name: c.wnid for c in sorted(CLASSES, key=lambda c: c.wnid or '') if c.wnid}
 
 _ADE_IDS = np.array([0, *(c.ade_id for c in CLASSES)], np.uint8)
 _SKELETON = [
@@ -41,6 +38,24 @@ def write_jpeg(path: Path, image: np.ndarray) -> None:
     """Write an (H, W, 3) uint8 RGB picture."""
     _, data = cv2.imencode('.jpg', image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
     path.write_bytes(data.tobytes())  # unlike cv2.imwrite, this says why it fails
+
+
+def rle(mask: np.ndarray) -> dict:
+    """COCO's run-length code of a mask, uncompressed: exact, and needs no pycocotools to write.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        ``size`` (H, W) and ``counts``, lengths of runs down the columns, the first one of zeros.
+    """
+    flat = np.concatenate([[0], mask.T.ravel().astype(np.int8), [0]])
+    changes = np.flatnonzero(np.diff(flat))
+    ends = np.concatenate([[0], changes, [mask.size]])
+    counts = np.diff(ends).tolist()
+    if counts[-1] == 0:  # the mask reaches the last pixel
+        counts.pop()
+    return dict(size=list(mask.shape), counts=counts)
 
 
 class AdeWriter:
@@ -197,8 +212,8 @@ def write_imagenet(
         name: count // len(IMAGENET_CLASSES) + (i < count % len(IMAGENET_CLASSES))
         for i, name in enumerate(IMAGENET_CLASSES)
     }
-    for name in IMAGENET_CLASSES:
-        (root / split / str(BY_NAME[name].wnid)).mkdir(parents=True)
+    for folder in IMAGENET_CLASSES.values():
+        (root / split / folder).mkdir(parents=True)
     written, index = 0, 0
     while written < count:
         # Twice the size, so that a crop has about as many pixels as the picture made of it.
@@ -209,7 +224,7 @@ def write_imagenet(
                 continue
             due[name] -= 1
             written += 1
-            wnid = str(BY_NAME[name].wnid)
+            wnid = IMAGENET_CLASSES[name]
             stem = f'{wnid}_{written:05d}' if split == 'train' else f'ILSVRC2012_val_{written:08d}'
             write_jpeg(root / split / wnid / f'{stem}.JPEG', image)
             tick()

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from clustr_mm.datasets import masks
 from clustr_mm.datasets.mini import classes, drawing, figures, layouts, scenes, textures, things
 from clustr_mm.datasets.mini.layouts import IMAGENET_CLASSES, AdeWriter, CocoWriter, write_imagenet
 from clustr_mm.datasets.mini.scenes import MIN_SIDE, make_scene
@@ -137,7 +136,7 @@ def _roots(folder: Path, data: MiniData) -> dict[str, Path]:
 
 def _manifest(data: MiniData) -> dict:
     source = hashlib.sha256()
-    for module in (classes, drawing, figures, layouts, masks, scenes, textures, things):
+    for module in (classes, drawing, figures, layouts, scenes, textures, things):
         source.update(Path(str(module.__file__)).read_bytes())
     # Through json, so that it compares equal to what is read back.
     return json.loads(json.dumps({'generator': source.hexdigest(), **asdict(data)}))

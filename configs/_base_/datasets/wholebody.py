@@ -3,6 +3,9 @@
 # validation images, 133 keypoints. The boxes of a validation run are those of the detector of 56.4
 # person AP that the field compares with; bbox_file=None takes the annotated ones. A batch of 64 on
 # 8 GPUs makes 512. The input size is the codec's, which every leaf names.
+# Where mmpose's inferencers look for them.
+dataset_type = 'CocoWholeBodyDataset'
+data_mode = 'topdown'
 data_root = 'data/coco'
 bbox_file = 'data/coco/person_detection_results/COCO_val2017_detections_AP_H_56_person.json'
 train_dataloader = dict(
@@ -11,9 +14,9 @@ train_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='CocoWholeBodyDataset',
+        type=dataset_type,
         data_root=data_root,
-        data_mode='topdown',
+        data_mode=data_mode,
         ann_file='annotations/coco_wholebody_train_v1.0.json',
         data_prefix=dict(img='train2017/'),
     ),
@@ -25,9 +28,9 @@ val_dataloader = dict(
     drop_last=False,
     sampler=dict(type='DefaultSampler', shuffle=False, round_up=False),
     dataset=dict(
-        type='CocoWholeBodyDataset',
+        type=dataset_type,
         data_root=data_root,
-        data_mode='topdown',
+        data_mode=data_mode,
         ann_file='annotations/coco_wholebody_val_v1.0.json',
         data_prefix=dict(img='val2017/'),
         test_mode=True,

@@ -1,19 +1,19 @@
 # A pose run: mmpose's registries and visualizer, progress by epochs, best by whole-body AP.
 _base_ = './default.py'
 default_scope = 'mmpose'
-# Points small enough that 68 of them still leave a face to be seen.
-visualizer = dict(type='PoseLocalVisualizer', radius=2, vis_backends={{_base_.vis_backends}})
+env_cfg = dict(cudnn_benchmark=True)
+visualizer = dict(
+    type='PoseLocalVisualizer',
+    name='visualizer',
+    radius=2,  # small enough that 68 points still leave a face to be seen
+    vis_backends={{_base_.vis_backends}},
+)
 log_processor = dict(by_epoch=True)
+train_cfg = dict(type='ResumableEpochLoop')
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
 default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(
-        type='CheckpointHook',
-        interval=10,
-        max_keep_ckpts=3,
-        save_best='coco-wholebody/AP',
-        rule='greater',
-    ),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
+    checkpoint=dict(interval=10, save_best='coco-wholebody/AP', rule='greater'),
+    visualization=dict(type='PoseVisualizationHook', enable=False),
+    badcase=dict(type='BadCaseAnalysisHook', enable=False, out_dir='badcase', metric_type='loss'),
 )

@@ -1,12 +1,16 @@
 # A classification run: mmpretrain's registries and visualizer, progress by epochs, best by top-1.
 _base_ = './default.py'
 default_scope = 'mmpretrain'
-visualizer = dict(type='UniversalVisualizer', vis_backends={{_base_.vis_backends}})
+env_cfg = dict(cudnn_benchmark=True)
+visualizer = dict(
+    type='UniversalVisualizer', name='visualizer', vis_backends={{_base_.vis_backends}}
+)
 log_processor = dict(by_epoch=True)
+train_cfg = dict(type='ResumableEpochLoop')
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
 default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=100),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='accuracy/top1'),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
+    logger=dict(interval=100),
+    checkpoint=dict(interval=1, save_best='accuracy/top1'),
+    visualization=dict(type='VisualizationHook', enable=False),
 )

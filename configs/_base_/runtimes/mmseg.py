@@ -1,13 +1,19 @@
 # A segmentation run: mmseg's registries and visualizer, progress by iterations, best by mIoU.
 _base_ = './default.py'
 default_scope = 'mmseg'
-visualizer = dict(type='SegLocalVisualizer', vis_backends={{_base_.vis_backends}}, alpha=0.6)
+visualizer = dict(
+    type='SegLocalVisualizer',
+    name='visualizer',
+    alpha=0.6,
+    vis_backends={{_base_.vis_backends}},
+)
 log_processor = dict(by_epoch=False)
+train_cfg = dict(type='ResumableIterLoop')
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
 default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, max_keep_ckpts=3, save_best='mIoU'),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
+    logger=dict(log_metric_by_epoch=False),
+    checkpoint=dict(by_epoch=False, save_best='mIoU'),
+    visualization=dict(type='SegVisualizationHook', interval=1),
 )
 tta_model = dict(type='SegTTAModel')

@@ -1,9 +1,7 @@
 # 300 epochs at batch 1024: a cosine from 1e-3 to 1e-5 after 5 epochs of warm-up; no decay on norms
 # and biases.
 _base_ = '../runtimes/mmpretrain.py'
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=300, val_interval=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_epochs=300, val_interval=1)
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),

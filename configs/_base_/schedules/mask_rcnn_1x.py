@@ -1,9 +1,7 @@
 # Mask R-CNN's 1x: batch 16, 12 epochs, a tenth of the rate after 8 and again after 11; no decay on
 # norms.
 _base_ = '../runtimes/mmdet.py'
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_epochs=12, val_interval=1)
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),

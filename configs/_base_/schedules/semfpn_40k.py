@@ -1,8 +1,6 @@
 # Semantic FPN's schedule: batch 32 x 40,000 iterations = 1,280,000 crops, as 80,000 at batch 16.
 _base_ = '../runtimes/mmseg.py'
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=40000, val_interval=4000)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_iters=40000, val_interval=4000)
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-4, betas=(0.9, 0.999), weight_decay=1e-4),

@@ -1,8 +1,6 @@
 # UperNet's schedule: batch 16 x 160,000 iterations = 2,560,000 crops; no decay on norms.
 _base_ = '../runtimes/mmseg.py'
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_iters=160000, val_interval=16000)
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),

@@ -1,9 +1,7 @@
 # 210 epochs at batch 512: a tenth of the rate after 170 and again after 200, 500 iterations of
 # warm-up; no decay on norms.
 _base_ = '../runtimes/mmpose.py'
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=210, val_interval=10)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_epochs=210, val_interval=10)
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=5e-4, betas=(0.9, 0.999), weight_decay=0.01),

@@ -1,0 +1,184 @@
+"""Which file of a sample is damaged: it tells bad data from a bug when loading has failed.
+
+Nothing is looked at beforehand. The sample's loading steps run once more, and what they fail on is
+read with Pillow, which says what is wrong with a file; whatever is left is a bug.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from mmengine.fileio import get
+
+# What loaders raise for their own mistakes, never for what is in a file.
+_BUGS = (TypeError, AttributeError, NameError, ImportError, KeyError)
+
+
+def sample_fault(dataset: Any, index: int) -> str | None:
+    """Say which file of a sample is missing or damaged, by loading the sample again.
+
+    Args:
+        dataset: a data set of an mm library, or a wrapper of some.
+        index: the sample's place in it. A wrapper that mixes samples is asked for the first of
+            them; `failed_sample` finds the one at fault.
+
+    Returns:
+        The file's path and what is wrong with it, a sentence without its full stop; None where the
+        sample's files are whole, or the data set does not say which they are.
+    """
+    while (inner := _opened(dataset, index)) is not None:
+        dataset, index = inner
+    try:
+        sample = dataset.get_data_info(index)
+    except Exception:  # a foreign data set, or not the file's fault
+        return None
+    steps = loading_steps(dataset)
+    for step in steps:
+        wanted = 'img' not in sample
+        paths = [path for path, is_image in _paths(sample) if is_image == wanted]
+        try:
+            loaded = step(sample)
+        except Exception as error:
+            backend = getattr(step, 'backend_args', None)
+            return next(filter(None, (file_fault(path, error, backend) for path in paths)), None)
+        if loaded is None:
+            return None
+        sample = loaded
+    if not steps:  # it reads its files in a way of its own
+        faults = (file_fault(path, None) for path, is_image in _paths(sample) if is_image)
+        return next(filter(None, faults), None)
+    return next(loaded_faults(sample), None)
+
+
+def failed_sample(error: BaseException) -> tuple[Any, int] | None:
+    """Find the sample that was being loaded when an exception was raised.
+
+    It need not be the one that was asked for: mosaics load others besides, and data sets draw
+    another one where a pipeline returns None.
+
+    Args:
+        error: an exception with its traceback, as it is in the process that raised it.
+
+    Returns:
+        The data set and the sample's place in it, for `sample_fault`; None if no mmengine data set
+        was loading one.
+    """
+    found = None
+    trace = error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        if frame.f_code.co_name == 'prepare_data' and {'self', 'idx'} <= frame.f_locals.keys():
+            found = (frame.f_locals['self'], frame.f_locals['idx'])
+        trace = trace.tb_next
+    return found
+
+
+def loading_steps(dataset: Any) -> list[Callable[[dict], dict | None]]:
+    """The steps of a built data set's pipeline that load files: all libraries call them Load..."""
+    steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
+    return [step for step in steps if type(step).__name__.startswith('Load')]
+
+
+def loaded_faults(sample: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong between the parts of a loaded sample, each with its file.
+
+    Args:
+        sample: what the loading steps made of it: 'img' (H, W, C), 'gt_seg_map' (H, W); 'height'
+            and 'width' in pixels are what its annotations are made for.
+    """
+    image, labels = sample.get('img'), sample.get('gt_seg_map')
+    size = getattr(image, 'shape', (None, None))[:2]
+    stated = (sample.get('height'), sample.get('width'))
+    if None not in size and None not in stated and tuple(size) != stated:
+        turned = size == stated[::-1]
+        hint = ': is it turned by its EXIF tag?' if turned else ''
+        yield (
+            f'{sample.get("img_path")} has {size[0]}x{size[1]} pixels (height x width), its '
+            f'annotations are made for {stated[0]}x{stated[1]}{hint}'
+        )
+    if labels is None:
+        return
+    path = sample.get('seg_map_path')
+    if labels.ndim != 2:
+        yield (
+            f'{path} is no label map: shape {labels.shape}, must be (height, width) with one label '
+            'a pixel (8-bit grey or palette png)'
+        )
+    elif None not in size and labels.shape != tuple(size):
+        yield (
+            f'{path} has {labels.shape[0]}x{labels.shape[1]} pixels, its image '
+            f'{sample.get("img_path")} {size[0]}x{size[1]}: they must have one size'
+        )
+
+
+def file_fault(
+    path: str, error: Exception | None, backend_args: Mapping[str, Any] | None = None
+) -> str | None:
+    """Say what is wrong with an image file or a label map.
+
+    Args:
+        path: where it is, for mmengine's file backends.
+        error: what its loader raised, if it did: formats that Pillow does not know are damaged
+            where their own loader says so.
+        backend_args: as the loading transforms have it.
+
+    Returns:
+        The path and what is wrong; None if the file is whole.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        data = get(path, backend_args=dict(backend_args) if backend_args else None)
+    except OSError as reason:
+        return f'{path} cannot be read ({reason.strerror or reason})'
+    if not data:
+        return f'{path} is empty (0 bytes)'
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.verify()  # checksums
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except Image.DecompressionBombError:
+        return None  # Pillow's own limit, and not the loaders'
+    except UnidentifiedImageError:
+        suffix = os.path.splitext(path)[1].lower()
+        known = suffix in Image.registered_extensions() and not suffix.startswith('.tif')
+        if known or (error is not None and not isinstance(error, _BUGS)):
+            said = '' if error is None else f' ({first_line(error)})'
+            return f'{path} is not an image, or of a format that its loader cannot read{said}'
+    except Exception as reason:  # Pillow raises half a dozen kinds for damaged files
+        return f'{path} is truncated or corrupt ({first_line(reason)})'
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's type and the first line of what it says."""
+    return ' '.join(f'{type(error).__name__}: {error}'.strip().split('\n')[0].split())
+
+
+def _opened(dataset: Any, index: int) -> tuple[Any, int] | None:
+    """A sample's data set and place one wrapper further in; None where there is no wrapper."""
+    if hasattr(dataset, '_get_ori_dataset_idx'):
+        place = dataset._get_ori_dataset_idx(index)
+        if isinstance(place, tuple):  # ConcatDataset
+            return dataset.datasets[place[0]], place[1]
+        return dataset.dataset, int(place)
+    inner: Any = getattr(dataset, 'dataset', None)
+    if hasattr(inner, 'get_data_info') and len(inner) == len(dataset):  # MultiImageMixDataset
+        return inner, index
+    return None
+
+
+def _paths(node: Any, key: str = '') -> Iterator[tuple[str, bool]]:
+    """Yield the paths that a sample names, and whether each is an image's (or a label map's)."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from _paths(value, str(name))
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _paths(value, key)
+    elif isinstance(node, str) and 'path' in key:
+        yield node, 'img' in key
