@@ -153,6 +153,9 @@ def test_no_gradient_and_no_noise():
         (dict(num_clusters=11), 'num_clusters is 11; with 10 tokens use 1 to 10'),
         (dict(num_clusters=[]), 'num_clusters is empty'),
         (dict(num_clusters=3, k=0), 'k is 0'),
+        (dict(num_clusters=3, k=5.0), 'k is 5.0; use an integer'),
+        (dict(num_clusters=3.0), 'num_clusters is 3.0; use an integer'),
+        (dict(num_clusters=[1.0, 4]), 'num_clusters is 1.0; use an integer'),
         (dict(num_clusters=3, backend='fast'), "backend is 'fast'; use None or one of"),
         (dict(num_clusters=3, x=torch.zeros(10, 4)), r'x has shape \(10, 4\)'),
         (dict(num_clusters=3, x=torch.zeros(1, 0, 4)), 'none of them 0'),
@@ -168,3 +171,25 @@ def test_what_cannot_be_is_refused_by_name(arguments, message):
 def test_empty_sequences_are_refused_as_empty_images_are(shape):
     with pytest.raises(ValueError, match='none of them 0'):
         padded_dpc_knn(torch.zeros(shape), torch.ones(shape[:2], dtype=torch.bool), lambda n: (1,))
+
+
+@pytest.mark.parametrize('backend', [None, *EXACT])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf'), 3e38])
+def test_what_is_not_finite_has_valid_labels_and_stays_in_its_image(backend, dtype, value):
+    x = tokens(4, 90, 16, dtype=dtype)
+    expected = dpc_knn(x, [9, 30, 90], backend=backend)
+    x[0, 5, 3] = value
+    x[1] = value
+    x[2, ::2, 0], x[2, 1::2, 0] = value, -value
+    for count, labels, of_finite in zip(
+        (9, 30, 90), dpc_knn(x, [9, 30, 90], backend=backend), expected, strict=True
+    ):
+        assert labels.min() >= 0 and labels.max() < count
+        assert torch.equal(labels[3], of_finite[3])
+
+
+def test_a_whole_batch_of_nan_has_valid_labels():
+    for backend in EXACT:
+        labels = dpc_knn(torch.full((2, 40, 4), torch.nan), 7, backend=backend)
+        assert labels.unique().tolist() == list(range(7))
