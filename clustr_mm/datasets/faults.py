@@ -147,7 +147,7 @@ def file_fault(
         suffix = os.path.splitext(path)[1].lower()
         known = suffix in Image.registered_extensions() and not suffix.startswith('.tif')
         if known or (error is not None and not isinstance(error, _BUGS)):
-            said = '' if error is None else f' ({first_line(error)})'
+            said = f' ({first_line(error)})' if error and 'BytesIO' not in str(error) else ''
             return f'{path} is not an image, or of a format that its loader cannot read{said}'
     except Exception as reason:  # Pillow raises half a dozen kinds for damaged files
         return f'{path} is truncated or corrupt ({first_line(reason)})'
