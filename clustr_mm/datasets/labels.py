@@ -42,14 +42,9 @@ def label_report(dataset: Any, limit: int = 200) -> list[str]:
 
 
 def load_labels(dataset: Any, sample: dict) -> np.ndarray | None:
-    """Load a sample's label map by the data set's own step, without its image.
+    """Load a sample's label map (H, W) by the data set's own step, without its image.
 
-    Args:
-        dataset: the built data set.
-        sample: as its `get_data_info` gives it; changed.
-
-    Returns:
-        (H, W), or None where no step loads one by itself.
+    `sample` is as `get_data_info` gives it, and is changed. None where no step loads one alone.
     """
     for step in loading_steps(dataset):
         boxes = getattr(step, 'with_bbox', False) or getattr(step, 'with_mask', False)
