@@ -28,7 +28,7 @@ from torch import nn
 
 from clustr_mm import ClusTR
 from clustr_mm.engine import UserError
-from clustr_mm.engine.inference import Demo, image_loader
+from clustr_mm.engine.inference import image_loader
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'configs' / 'mmseg' / 'upernet_clustr_t_mini.py'
@@ -298,20 +298,23 @@ def test_the_clusters_of_a_block_and_scale_are_drawn() -> None:
 
 
 def test_a_model_without_clusters_is_refused() -> None:
-    inferencer = SimpleNamespace(model=small_model(nn.Conv2d(3, 3, 1)))
+    demo = SimpleNamespace(model=small_model(nn.Conv2d(3, 3, 1)))
     with pytest.raises(UserError, match='no ClusTR with clusters as its backbone'):
-        TOOL['make_page'](None, Demo(inferencer, lambda path: None), 224, '')
+        TOOL['make_page'](None, demo, 224, '')
 
 
 def test_an_upload_is_upright_and_neither_broken_nor_too_large(tmp_path: Path) -> None:
-    demo = Demo(None, image_loader(Config(dict(default_scope='mmengine'))))
+    demo = SimpleNamespace(read=image_loader(Config()))
     image, exif = Image.new('RGB', (2000, 1000)), Image.Exif()
     exif[0x0112] = 6  # Orientation: turned by a quarter
     image.save(tmp_path / 'turned.jpg', exif=exif)
     assert TOOL['read_upload'](demo, str(tmp_path / 'turned.jpg')).shape == (1440, 720, 3)
     (tmp_path / 'broken.jpg').write_bytes(b'not what it says')
-    with pytest.raises(UserError, match='^This file is no image that can be read'):
-        TOOL['read_upload'](demo, str(tmp_path / 'broken.jpg'))
+    whole = (tmp_path / 'turned.jpg').read_bytes()
+    (tmp_path / 'cut.jpg').write_bytes(whole[: len(whole) // 2])
+    for name in ('broken.jpg', 'cut.jpg'):
+        with pytest.raises(UserError, match='^This file is no image that can be read'):
+            TOOL['read_upload'](demo, str(tmp_path / name))
     for size in ((10_000, 6_401), (20_000, 20_000)):
         Image.new('1', size).save(tmp_path / 'huge.png')
         with pytest.raises(UserError, match='Give one of at most 64 million'):

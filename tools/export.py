@@ -3,22 +3,21 @@
     python tools/export.py CONFIG [CHECKPOINT] OUT.onnx [--backbone] [--shape 224 224] [--static]
 
 OUT's ending says the format: .onnx (opset 18; needs onnx, onnxruntime and onnxscript) or .pt2
-(torch.export). The graph takes normalised images (B, 3, height, width), batches of 1 to 256, and
+(torch.export). The graph takes normalised images (B, C, height, width), batches of 1 to 256, and
 with --static one size, else any from 64 pixels a side. It gives class scores of the images' size,
 or with --backbone the maps. It is compared with PyTorch on noise and on a single colour, at three
-sizes where it takes any, and not kept if they differ by more than 1e-4 on noise or by what is no
-number; more on a single colour, where rounding decides between tokens that are nearly equal, is a
-warning.
+sizes where it takes any, and not kept if they differ by more than 1e-4 on noise or by NaN; more on
+a single colour, where rounding decides between tokens that are nearly equal, is a warning.
 
 The distances of all tokens are in memory at once, several times: 4 (H W / 16)^2 bytes each.
 """
 
 import argparse
 import math
-import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,18 +25,16 @@ from mmengine.registry import MODELS, DefaultScope
 
 from clustr_mm.datasets.files import WEIGHT_SUFFIXES
 from clustr_mm.engine import UserError, run_tool
-from clustr_mm.engine.config import clustr_backbone, load_config
-from clustr_mm.engine.export import SegmentorGraph, differences, to_onnx, to_program
-from clustr_mm.engine.options import Parser, add_trust
-from clustr_mm.models import ClusTR
-from clustr_mm.models.exportable import make_exportable
-from clustr_mm.weights.files import (
-    load_pretrained,
-    load_strictly,
-    read_checkpoint,
-    state_dict_of,
-    trust_checkpoints,
+from clustr_mm.engine.config import clustr_backbone, library_of, load_config
+from clustr_mm.engine.export import (
+    SegmentorGraph,
+    differences,
+    make_exportable,
+    to_onnx,
+    to_program,
 )
+from clustr_mm.engine.options import Parser, add_trust, read_safely
+from clustr_mm.weights.files import load_strictly, read_checkpoint, state_dict_of
 
 TOLERANCE = 1e-4
 
@@ -60,27 +57,22 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def load_model(options: argparse.Namespace) -> torch.nn.Module:
     """The module to export, with its weights."""
     cfg = load_config(options.config)
-    settings = clustr_backbone(cfg)
-    settings.init_cfg = None
-    checkpoint = options.paths[0] if len(options.paths) == 2 else None
-    torch.manual_seed(options.seed)
-    if options.backbone:
-        backbone: ClusTR = MODELS.build(settings)
-        if checkpoint is not None:
-            load_pretrained(backbone, dict(checkpoint=checkpoint, prefix='backbone.'))
-        return backbone.eval()
-    if cfg.get('default_scope') != 'mmseg':
+    backbone = clustr_backbone(cfg)
+    backbone.init_cfg = None
+    library = library_of(cfg)
+    if not options.backbone and library != 'mmseg':
         raise UserError(
             f'config {options.config} is no segmentation model; its backbone can be exported with '
             '--backbone'
         )
-    with DefaultScope.overwrite_default_scope('mmseg'):
-        model = MODELS.build(cfg.model)
-    if checkpoint is not None:
-        load_strictly(
-            model, state_dict_of(read_checkpoint(checkpoint), checkpoint), source=checkpoint
-        )
-    return SegmentorGraph(model).eval()
+    torch.manual_seed(options.seed)
+    with DefaultScope.overwrite_default_scope(library):
+        model = MODELS.build(backbone if options.backbone else cfg.model)
+    if len(options.paths) == 2:
+        source = options.paths[0]
+        weights = state_dict_of(read_checkpoint(source), source)
+        load_strictly(model, weights, 'backbone.' if options.backbone else None, source)
+    return (model if options.backbone else SegmentorGraph(model)).eval()
 
 
 def sizes_to_check(options: argparse.Namespace) -> list[tuple[int, int]]:
@@ -91,35 +83,6 @@ def sizes_to_check(options: argparse.Namespace) -> list[tuple[int, int]]:
     return [(height, width), (max(64, height // 2), max(96, width // 2)), (97, 131)]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    options = parse_args(argv)
-    warnings.filterwarnings('ignore')
-    trust_checkpoints(options.trust_checkpoint)
-    out = options.paths[-1]
-    given = [path.endswith(WEIGHT_SUFFIXES) for path in options.paths[:-1]]
-    if not out.endswith(('.onnx', '.pt2')) or given not in ([], [True]):
-        raise UserError(
-            f'{" ".join(options.paths)}: after the config comes the checkpoint (.pth or '
-            '.safetensors), or none, then the file to write (.onnx or .pt2)'
-        )
-    model = load_model(options)
-    program = to_program(model, options.shape, not options.static)
-    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
-    folder, name = os.path.split(out)
-    partial = os.path.join(folder, f'partial-{name}')
-    try:
-        if out.endswith('.pt2'):
-            torch.export.save(program, partial)
-        else:
-            to_onnx(program, partial)
-        check(make_exportable(model, not options.static), partial, options)
-        os.replace(partial, out)
-    finally:
-        if os.path.lexists(partial):
-            os.remove(partial)
-    print(f'{out}: {os.path.getsize(out) / 2**20:.1f} MiB')
-
-
 def check(module: torch.nn.Module, path: str, options: argparse.Namespace) -> None:
     """Prints how far a written graph is from PyTorch, and refuses one that is too far."""
     found = differences(module, path, sizes_to_check(options))
@@ -128,17 +91,44 @@ def check(module: torch.nn.Module, path: str, options: argparse.Namespace) -> No
     noise, flat = (
         float(np.max([value for (_, kind), value in found.items() if kind == wanted]))
         for wanted in ('random', 'flat')
-    )  # Python's max would pass over nan
+    )  # Python's max would pass over NaN
     if not noise <= TOLERANCE or math.isnan(flat):
         raise UserError(
             f'the graph differs from PyTorch by {noise:.1e} on noise and {flat:.1e} on a single '
-            f'colour; more than {TOLERANCE:.0e} on noise, or what is no number, is not kept'
+            f'colour; more than {TOLERANCE:.0e} on noise, or NaN, is not kept'
         )
     if flat > TOLERANCE:
         print(
             f'warning: on a single colour it differs by {flat:.1e}, more than {TOLERANCE:.0e}: '
             'tokens are nearly equal there, and rounding decides which become centres'
         )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse_args(argv)
+    warnings.filterwarnings('ignore')
+    read_safely(options.trust_checkpoint)
+    out = Path(options.paths[-1])
+    given = [path.endswith(WEIGHT_SUFFIXES) for path in options.paths[:-1]]
+    if out.suffix not in ('.onnx', '.pt2') or given not in ([], [True]):
+        raise UserError(
+            f'{" ".join(options.paths)}: after the config comes the checkpoint (.pth or '
+            '.safetensors), or none, then the file to write (.onnx or .pt2)'
+        )
+    model = load_model(options)
+    program = to_program(model, options.shape, not options.static)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f'partial-{out.name}')
+    try:
+        if out.suffix == '.pt2':
+            torch.export.save(program, partial)
+        else:
+            to_onnx(program, str(partial))
+        check(make_exportable(model, not options.static), str(partial), options)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    print(f'{out}: {out.stat().st_size / 2**20:.1f} MiB')
 
 
 if __name__ == '__main__':

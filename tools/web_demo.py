@@ -10,7 +10,6 @@ loaded from other hosts, neither by the server nor in the browser.
 """
 
 import argparse
-import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from clustr_mm.datasets.pixels import as_photo, rgb_or_bands
 from clustr_mm.engine import UserError, run_tool
@@ -55,21 +54,26 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def read_upload(demo: Demo, path: str) -> np.ndarray:
     """Reads a file that a stranger sent, (H, W, C) as the model's pipeline loads it."""
+    broken = 'This file is no image that can be read. Give a photograph, such as a JPEG or a PNG.'
     try:
-        with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(path) as file:
+        with Image.open(path) as file:
             width, height = file.size
             if width * height > PIXELS:
                 raise Image.DecompressionBombError(f'{width} x {height} pixels')
-        return read_photo(demo.read(path), SHORTEST)
+            file.load()  # all of it: OpenCV makes do with a part
     except Image.DecompressionBombError as error:
         raise UserError(
             f'The photograph is too large: {error}. '
             f'Give one of at most {PIXELS // 1_000_000} million pixels.'
         ) from error
+    except UnidentifiedImageError:
+        pass  # many bands, perhaps, which the model's pipeline knows
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(broken) from error
+    try:
+        return read_photo(demo.read(path), SHORTEST)
     except UserError as error:  # without the server's own path
-        raise UserError(
-            'This file is no image that can be read. Give a photograph, such as a JPEG or a PNG.'
-        ) from error
+        raise UserError(broken) from error
 
 
 def group(

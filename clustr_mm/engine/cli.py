@@ -30,7 +30,7 @@ from clustr_mm.engine.config import (
     use_init_from,
 )
 from clustr_mm.engine.errors import UserError, explained
-from clustr_mm.engine.options import TRUST, CfgOptions, Parser, choose_device, read_safely
+from clustr_mm.engine.options import TRUST, CfgOptions, Parser, choose_device, reading_safely
 from clustr_mm.engine.runner import ToolRunner
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
@@ -130,7 +130,6 @@ def _run(tool: str, arguments: Sequence[str] | None) -> Any:
     if options.debug:
         os.environ['CLUSTR_DEBUG'] = '1'
     _end_with_launcher()
-    read_safely(options.trust_checkpoint)
     device = choose_device(options.device)
     cfg = load_config(options.config)
     library = library_of(cfg)
@@ -138,7 +137,7 @@ def _run(tool: str, arguments: Sequence[str] | None) -> Any:
     _apply(cfg, tool, options, device)
     check_keys(cfg, options.cfg_options)
     script = _Script(library, tool, cfg, options)
-    with explained(cfg):
+    with reading_safely(options.trust_checkpoint), explained(cfg):
         script.run(theirs)
     return script.runner
 

@@ -10,20 +10,48 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clustr_mm.engine.errors import UserError
-from clustr_mm.models.exportable import make_exportable
+from clustr_mm.models import ClusterAttention, ClusTR
 
 OPSET = 18
 # Pixels. Below, a stage has one cluster or one row of tokens, which would be a graph of its own.
 SMALLEST, LARGEST = 64, 2048
 LARGEST_BATCH = 256
 _PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
+
+Module = TypeVar('Module', bound=nn.Module)
+
+
+def make_exportable(model: Module, dynamic: bool = True) -> Module:
+    """Copies a model for evaluation, its clustering without control flow that depends on data.
+
+    Args:
+        model: With ClusTR in it. ``crop_padding`` is turned off in the copy: a graph does not look
+            for padding, so its images must all fill their batch.
+        dynamic: Whether the graph must serve any number of tokens.
+
+    Raises:
+        UserError: If ``dynamic`` is asked of a model with windows.
+    """
+    model = copy.deepcopy(model).eval()
+    for module in model.modules():
+        if isinstance(module, ClusTR):
+            module.crop_padding = False
+        if isinstance(module, ClusterAttention):
+            if dynamic and module.cluster_window is not None:
+                raise UserError(
+                    f'cluster_window is {module.cluster_window}: windows depend on the size, which '
+                    'a graph for any size does not know; export for one size (--static), or set it '
+                    'to None'
+                )
+            module.backend = 'traceable'
+    return model
 
 
 class AdaptivePool(nn.Module):
@@ -57,11 +85,7 @@ def _bins(x: Tensor, dim: int, count: int) -> Tensor:
 
 
 class SegmentorGraph(nn.Module):
-    """A segmentation model of mmseg as images in, class scores out.
-
-    Args:
-        model: An ``EncoderDecoder``.
-    """
+    """A segmentation model of mmseg, an ``EncoderDecoder``, as images in, class scores out."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -78,7 +102,7 @@ class SegmentorGraph(nn.Module):
                     setattr(parent, name, AdaptivePool(cast(Any, child.output_size)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores of every class, (B, classes, H, W), of normalised images (B, 3, H, W)."""
+        """Scores of every class, (B, classes, H, W), of normalised images (B, C, H, W)."""
         scores = self.model.decode_head.forward(self.model.extract_feat(images))
         corners = self.model.decode_head.align_corners
         size = images.shape[2:]
@@ -86,15 +110,12 @@ class SegmentorGraph(nn.Module):
 
 
 def to_program(module: nn.Module, size: Sequence[int], dynamic: bool = True) -> Any:
-    """Exports a module by ``torch.export``.
+    """Exports a module by ``torch.export``, for batches of 1 to 256.
 
     Args:
-        module: Takes images (B, 3, H, W); with ClusTR in it.
+        module: Takes images (B, C, H, W); with ClusTR in it.
         size: Height and width; with ``dynamic`` those of the example that is traced.
-        dynamic: Whether the graph serves any size; batches of 1 to 256 it serves always.
-
-    Returns:
-        torch.export.ExportedProgram: The program.
+        dynamic: Whether the graph serves any size.
 
     Raises:
         UserError: If the module, or this torch, cannot be exported like this.
@@ -106,15 +127,13 @@ def to_program(module: nn.Module, size: Sequence[int], dynamic: bool = True) -> 
             f'the shape is {size[0]} x {size[1]}; a graph for any size takes sides from '
             f'{SMALLEST} to {LARGEST}, else export for one size with --static'
         )
-    try:
-        exportable = make_exportable(module, dynamic)
-    except ValueError as error:
-        raise UserError(f'{error} (--static)') from error
+    exportable = make_exportable(module, dynamic)
     dims = {0: torch.export.Dim('batch', min=1, max=LARGEST_BATCH)}
     if dynamic:
         dims[2] = torch.export.Dim('height', min=SMALLEST, max=LARGEST)
         dims[3] = torch.export.Dim('width', min=SMALLEST, max=LARGEST)
-    images = torch.randn(2, 3, *size)  # a batch of 1 would be taken for a constant
+    # A batch of 1 would be taken for a constant.
+    images = torch.randn(2, _channels(module), *size)
     try:
         with torch.no_grad():
             return torch.export.export(exportable, (images,), dynamic_shapes=(dims,), strict=False)
@@ -129,11 +148,7 @@ def to_program(module: nn.Module, size: Sequence[int], dynamic: bool = True) -> 
 
 
 def to_onnx(program: Any, path: str) -> None:
-    """Writes a program as an ONNX model of opset 18, with the weights in it.
-
-    Args:
-        program: What ``to_program`` returned.
-        path: The file.
+    """Writes what ``to_program`` returned as an ONNX model of opset 18, with the weights in it.
 
     Raises:
         UserError: If a package is missing.
@@ -157,23 +172,23 @@ def to_onnx(program: Any, path: str) -> None:
 def differences(
     module: nn.Module, path: str, sizes: Sequence[Sequence[int]]
 ) -> dict[tuple[tuple[int, ...], str], float]:
-    """Compares a written graph with the module that it was made of.
+    """Compares a written graph with the module, in exportable form, that it was made of.
 
     Args:
-        module: The module in exportable form, in evaluation mode.
+        module: The module, in evaluation mode.
         path: The graph: ``.pt2``, or an ONNX model, which ONNX Runtime computes.
         sizes: Heights and widths of images to compare on: one batch of noise and one of a single
             colour for each.
 
     Returns:
-        The largest difference of an output's element, by size and kind of image; nan if one of
-        them is no number.
+        The largest difference of an output's element, by size and kind of image; NaN if one of
+        them is NaN.
     """
     compute = torch.export.load(path).module() if path.endswith('.pt2') else _onnx_runtime(path)
     found = {}
     for batch, size in enumerate(sizes, 1):
         generator = torch.Generator().manual_seed(batch)
-        noise = torch.randn(batch, 3, *size, generator=generator)
+        noise = torch.randn(batch, _channels(module), *size, generator=generator)
         for kind, images in (('random', noise), ('flat', torch.full_like(noise, 0.7))):
             with torch.no_grad():
                 outs, expected = (
@@ -181,8 +196,13 @@ def differences(
                     for maps in (compute(images), module(images))
                 )
             largest = [(out - each).abs().max() for out, each in zip(outs, expected, strict=True)]
-            found[tuple(size), kind] = torch.stack(largest).max().item()  # Python's max skips nan
+            found[tuple(size), kind] = torch.stack(largest).max().item()  # Python's max skips NaN
     return found
+
+
+def _channels(module: nn.Module) -> int:
+    """Channels of the images that a module takes: those of the ClusTR in it, else 3."""
+    return next((each.in_channels for each in module.modules() if isinstance(each, ClusTR)), 3)
 
 
 def _onnx_runtime(path: str) -> Callable[[Tensor], list[Tensor]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +17,30 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import TRANSFORMS, DefaultScope
+from mmengine.registry import TRANSFORMS, VISUALIZERS, DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.structures import InstanceData, PixelData
 from PIL import Image
-from torch import nn
 
 from clustr_mm.datasets.files import IMAGE_SUFFIXES
 from clustr_mm.datasets.pixels import as_photo, rgb_or_bands
-from clustr_mm.engine.config import load_config
+from clustr_mm.engine.config import library_of, load_config, type_name
 from clustr_mm.engine.errors import UserError
-from clustr_mm.engine.options import add_trust, choose_device
-from clustr_mm.weights.files import (
-    load_strictly,
-    read_checkpoint,
-    state_dict_of,
-    trust_checkpoints,
-)
+from clustr_mm.engine.options import add_trust, choose_device, read_safely
+from clustr_mm.weights.files import load_strictly, read_checkpoint, state_dict_of
 
-# The library of every task, and its visualizer where a config names none.
+# The library of every task, its inferencer, and the visualizer where a config names none.
 TASKS = {
     'classification': 'mmpretrain',
     'detection': 'mmdet',
     'pose': 'mmpose',
     'segmentation': 'mmseg',
 }
-_VISUALIZERS = {
-    'mmdet': 'DetLocalVisualizer',
-    'mmpose': 'PoseLocalVisualizer',
-    'mmpretrain': 'UniversalVisualizer',
-    'mmseg': 'SegLocalVisualizer',
+_PARTS = {
+    'mmdet': ('DetInferencer', 'DetLocalVisualizer'),
+    'mmpose': ('Pose2DInferencer', 'PoseLocalVisualizer'),
+    'mmpretrain': ('ImageClassificationInferencer', 'UniversalVisualizer'),
+    'mmseg': ('MMSegInferencer', 'SegLocalVisualizer'),
 }
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
 _SIDE = 480  # pixels that an overlay has at least, about, squared
@@ -55,45 +49,91 @@ _OVERLAP = 0.3  # IoU above which two detected boxes are one person, as in mmpos
 _logger = logging.getLogger(__name__)
 _handed: dict[str, dict[str, Any]] = {}  # contents of checkpoints on their way to an inferencer
 
-# An image (H, W, C) to boxes: left, top, right, bottom, (P, 4).
-Persons = Callable[[np.ndarray], np.ndarray]
-
 
 @CheckpointLoader.register_scheme(prefixes='handed:')
 def _take(filename: str, map_location: Any = None) -> dict[str, Any]:
     return _handed.pop(filename)
 
 
-@dataclass(frozen=True)
 class Demo:
-    """A loaded model, called with an image, draws what it predicts there.
+    """A trained model that, called with an image, draws what it predicts there.
+
+    Args:
+        task: One of ``TASKS``.
+        config: Path of the model's config.
+        checkpoint: Path of a checkpoint that training wrote, with the classes' names.
+        device: Where the model runs.
+        boxes: The persons of a top-down pose model's images, [left, top, width, height] in pixels;
+            the same in all, and all of them drawn.
+        detector: Config, checkpoint and class index of a detector that finds them; an image where
+            it finds nobody stays as it is. With neither, the whole image is one person.
+        score: The lowest score that is drawn, of detected objects and of keypoints; and the lowest
+            that a detector's person has. Classification and segmentation have none.
 
     Attributes:
-        inferencer: The library's own, with the model in it.
+        model: The library's model.
         read: Reads an image file as the config's test pipeline does; see :func:`image_loader`.
-        persons: Finds the persons of a top-down pose model's image.
-        how: Options of the library's visualizer.
+
+    Raises:
+        UserError: If the config is of another task, the checkpoint names no classes, a box has no
+            area, or the detector has no such class.
+        CheckpointError: If the checkpoint does not fit the model.
     """
 
-    inferencer: Any
-    read: Callable[[str], np.ndarray]
-    persons: Persons | None = None
-    how: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def model(self) -> nn.Module:
-        """The library's model."""
-        return self.inferencer.model
+    def __init__(
+        self,
+        task: str,
+        config: str,
+        checkpoint: str,
+        device: str,
+        boxes: Sequence[Sequence[float]] = (),
+        detector: tuple[str, str, int] | None = None,
+        score: float = 0.3,
+    ) -> None:
+        for box in boxes:
+            if not (np.isfinite(box).all() and min(box[2:]) > 0):
+                raise UserError(
+                    f'box {" ".join(f"{each:g}" for each in box)} has no area; '
+                    'give left, top, width and height in pixels'
+                )
+        cfg = _config_for(task, config)
+        self.inferencer = _inferencer(cfg, checkpoint, device)
+        self.model = self.inferencer.model
+        self.read = image_loader(cfg)
+        self.top_down = task == 'pose' and cfg.data_mode == 'topdown'
+        self.boxes = np.array([[x, y, x + w, y + h] for x, y, w, h in boxes], dtype=np.float32)
+        self.score = score
+        drawing = dict(
+            detection=dict(pred_score_thr=score), pose=dict(kpt_thr=score, draw_bbox=True)
+        )
+        self.how: dict[str, Any] = drawing.get(task, {})
+        self.detector = None
+        if detector is not None:
+            path, weights, self.person = detector
+            self.detector = _inferencer(_config_for('detection', path), weights, device)
+            last = len(self.detector.model.dataset_meta['classes']) - 1
+            if not 0 <= self.person <= last:
+                raise UserError(f'the detector has classes 0 to {last}, and no {self.person}')
 
     def predict(self, image: np.ndarray) -> Any:
         """The library's data sample of an image (H, W, C), BGR where C is 3."""
-        if self.persons is not None:
-            return _predict_poses(self.model, image, self.persons(image))
-        result = self.inferencer(image, return_datasamples=True)
-        if not isinstance(result, dict | list) and hasattr(result, '__next__'):
-            result = next(result)  # mmpose's
-        result = result['predictions'] if isinstance(result, dict) else result
-        return result[0] if isinstance(result, list) else result
+        return self._predict_poses(image) if self.top_down else _predict(self.inferencer, image)
+
+    def _predict_poses(self, image: np.ndarray) -> Any:
+        """A data sample of all persons. mmpose would take the whole image where there is no box."""
+        from mmpose.apis import inference_topdown
+        from mmpose.evaluation.functional import nms
+        from mmpose.structures import PoseDataSample, merge_data_samples
+
+        boxes = self.boxes if len(self.boxes) else None
+        if self.detector is not None:
+            objects = _predict(self.detector, image).pred_instances.cpu().numpy()
+            persons = objects[(objects.labels == self.person) & (objects.scores >= self.score)]
+            boxes = persons.bboxes[nms(np.column_stack([persons.bboxes, persons.scores]), _OVERLAP)]
+            if len(boxes) == 0:
+                return PoseDataSample()
+        with DefaultScope.overwrite_default_scope('mmpose'):
+            return merge_data_samples(inference_topdown(self.model, image, boxes))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Draws what the model predicts: (H, W, 3) uint8, RGB, of an image as for ``predict``."""
@@ -106,7 +146,7 @@ class Demo:
         np.random.seed(0)  # mmdet varies the masks' colours; a video would flicker
         try:
             if hasattr(visualizer, 'visualize_cls'):
-                visualizer.visualize_cls(photo, sample, self.inferencer.classes, draw_gt=False)
+                visualizer.visualize_cls(photo, sample, draw_gt=False)
             else:
                 sample = _enlarge(sample, factor)
                 visualizer.add_datasample('', photo, sample, draw_gt=False, **self.how)
@@ -118,9 +158,30 @@ class Demo:
         """Draws on an image, or on every frame of a video, into another file."""
         overlay.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix.lower() in VIDEOS:
-            _draw_video(self, file, overlay)
+            self._draw_video(file, overlay)
         else:
             Image.fromarray(self(self.read(str(file)))).save(overlay)
+
+    def _draw_video(self, video: Path, overlay: Path) -> None:
+        import cv2
+        import mmcv
+
+        frames = mmcv.VideoReader(str(video))
+        writer, drawn = None, 0
+        partial = overlay.with_name(f'partial-{overlay.name}')
+        for frame in frames if frames.opened else ():
+            picture = self(frame)
+            if writer is None:
+                code, size = cv2.VideoWriter.fourcc(*'mp4v'), picture.shape[1::-1]
+                writer = cv2.VideoWriter(str(partial), code, frames.fps or 25.0, size)
+            writer.write(picture[..., ::-1])
+            drawn += 1
+        if writer is None:
+            raise UserError(f'{video} has no frame that can be read; leave it out')
+        writer.release()
+        if drawn < len(frames):  # cut off, or its container counts more than it holds
+            _logger.warning('%s: %d of %d frames could be read', video, drawn, len(frames))
+        os.replace(partial, overlay)
 
 
 def image_loader(cfg: Config) -> Callable[[str], np.ndarray]:
@@ -132,7 +193,7 @@ def image_loader(cfg: Config) -> Callable[[str], np.ndarray]:
     """
     steps = (cfg.get('test_dataloader') or {}).get('dataset', {}).get('pipeline') or []
     plain = dict(type='LoadImageFromFile')
-    step = next((each for each in steps if _type_name(each).startswith('LoadImage')), plain)
+    step = next((each for each in steps if type_name(each['type']).startswith('LoadImage')), plain)
     with _in_library(cfg.get('default_scope')):
         load = TRANSFORMS.build(step)
 
@@ -148,96 +209,68 @@ def image_loader(cfg: Config) -> Callable[[str], np.ndarray]:
     return read
 
 
-def load_demo(
-    task: str,
-    config: str,
-    checkpoint: str,
-    device: str,
-    boxes: Sequence[Sequence[float]] = (),
-    detector: tuple[str, str, int] | None = None,
-    score: float = 0.3,
-) -> Demo:
-    """Loads a model that draws what it predicts.
-
-    Args:
-        task: One of ``TASKS``.
-        config: Path of the model's config.
-        checkpoint: Path of a checkpoint that training wrote, with the classes' names.
-        device: Where the model runs.
-        boxes: The persons of a pose model's images, [left, top, width, height] in pixels; the same
-            in all, and all of them drawn.
-        detector: Config, checkpoint and class index of a detector that finds them; an image where
-            it finds nobody stays as it is. With neither, the whole image is one person.
-        score: The lowest score that is drawn, of detected objects and of keypoints; and the lowest
-            that a detector's person has. Classification and segmentation have none.
-
-    Raises:
-        UserError: If the config is of another task, the checkpoint names no classes, a box has no
-            area, or the detector has no such class.
-        CheckpointError: If the checkpoint does not fit the model.
-    """
-    for box in boxes:
-        if not (np.isfinite(box).all() and min(box[2:]) > 0):
-            raise UserError(
-                f'box {" ".join(f"{each:g}" for each in box)} has no area; '
-                'give left, top, width and height in pixels'
-            )
-    cfg = _config_for(task, config)
-    demo = Demo(_inferencer(cfg, checkpoint, device), image_loader(cfg))
-    if task == 'detection':
-        demo.how['pred_score_thr'] = score
-    if task != 'pose':
-        return demo
-    demo.how.update(kpt_thr=score, draw_bbox=True)
-    if cfg.data_mode != 'topdown':
-        return demo
-    if detector is not None:
-        path, weights, category = detector
-        finder = _inferencer(_config_for('detection', path), weights, device)
-        return Demo(demo.inferencer, demo.read, _found_by(finder, category, score), demo.how)
-    corners = np.array([[x, y, x + w, y + h] for x, y, w, h in boxes], dtype=np.float32)
-
-    def given(image: np.ndarray) -> np.ndarray:
-        return corners if len(boxes) else np.array([[0, 0, *image.shape[1::-1]]], dtype=np.float32)
-
-    return Demo(demo.inferencer, demo.read, given, demo.how)
-
-
-def _found_by(detector: Any, category: int, score: float) -> Persons:
-    """The persons that a detector, mmdet's inferencer, finds: its objects of one class."""
-    classes = detector.model.dataset_meta['classes']
-    if not 0 <= category < len(classes):
-        raise UserError(f'the detector has classes 0 to {len(classes) - 1}, and no {category}')
-
-    def find(image: np.ndarray) -> np.ndarray:
-        from mmpose.evaluation.functional import nms
-
-        (sample,) = detector(image, return_datasamples=True)['predictions']
-        objects = sample.pred_instances.cpu().numpy()
-        boxes = np.column_stack([objects.bboxes, objects.scores])  # (objects, 5)
-        boxes = boxes[(objects.labels == category) & (objects.scores >= score)]
-        return boxes[nms(boxes, _OVERLAP), :4]
-
-    return find
-
-
-def _predict_poses(model: nn.Module, image: np.ndarray, boxes: np.ndarray) -> Any:
-    """A data sample of all persons. mmpose would take the whole image where there is no box."""
-    from mmpose.apis import inference_topdown
-    from mmpose.structures import PoseDataSample, merge_data_samples
-
-    if len(boxes) == 0:
-        return PoseDataSample()
-    with DefaultScope.overwrite_default_scope('mmpose'):
-        return merge_data_samples(inference_topdown(model, image, boxes))
-
-
 @contextlib.contextmanager
 def _in_library(name: str | None) -> Iterator[None]:
     """Builds a library's parts by their names, without what it prints about itself."""
     scope = DefaultScope.overwrite_default_scope(name)
     with scope, contextlib.redirect_stdout(io.StringIO()):
         yield
+
+
+def _config_for(task: str, path: str) -> Config:
+    """Reads a config, with what the inferencers look for in the form that they know."""
+    cfg = load_config(path)
+    cfg.default_scope = library = library_of(cfg)
+    if library != TASKS[task]:
+        of = next(name for name, each in TASKS.items() if each == library)
+        raise UserError(f'config {path} is for {of}, not for {task}; give another config or task')
+    cfg.test_dataloader = cfg.get('test_dataloader') or cfg.get('val_dataloader')
+    if cfg.test_dataloader is None:
+        raise UserError(f'config {path} has no test_dataloader, whose pipeline reads images')
+    dataset = cfg.test_dataloader.dataset
+    for step in dataset.pipeline:
+        name = type_name(step['type'])
+        if name.startswith('Load'):
+            step['type'] = name
+    # They look for the first two at the top, and build backends that would have nowhere to write.
+    cfg.setdefault('dataset_type', type_name(dataset['type']))
+    cfg.setdefault('data_mode', dataset.get('data_mode', 'topdown'))
+    cfg.setdefault('visualizer', dict(type=_PARTS[library][1])).pop('vis_backends', None)
+    return cfg
+
+
+def _inferencer(cfg: Config, checkpoint: str, device: str) -> Any:
+    """The library's inferencer with a model whose weights are all from the checkpoint."""
+    content = read_checkpoint(checkpoint)
+    meta = (content.get('meta') or {}).get('dataset_meta')
+    if meta is None:
+        raise UserError(
+            f'checkpoint {checkpoint} does not name its classes; give one that training wrote'
+        )
+    state_dict = state_dict_of(content, checkpoint)
+    weights = f'handed:{checkpoint}'
+    _handed[weights] = {**content, 'state_dict': state_dict}
+    library = cfg.default_scope
+    build = getattr(importlib.import_module(f'{library}.apis'), _PARTS[library][0])
+    how = dict(det_model='whole_image') if library == 'mmpose' else {}
+    # They load what fits and print what does not; here a weight that does not is an error.
+    with _in_library(library):
+        inferencer = build(cfg, weights, device=device, **how)
+        if inferencer.visualizer is None:
+            inferencer.visualizer = VISUALIZERS.build(cfg.visualizer)
+    if library in ('mmseg', 'mmpretrain'):  # which would tell it at their own drawing
+        inferencer.visualizer.dataset_meta = meta
+    if unexpected := load_strictly(inferencer.model, state_dict, source=checkpoint):
+        _logger.warning('%s: the model does not have %s', checkpoint, ', '.join(unexpected))
+    return inferencer
+
+
+def _predict(inferencer: Any, image: np.ndarray) -> Any:
+    """An inferencer's data sample of an image, without a bar of its progress."""
+    batch = next(iter(inferencer.preprocess([image])))
+    if not isinstance(batch, dict):  # mmdet and mmpose give the images along
+        batch = next(part for part in batch if isinstance(part, dict))
+    return inferencer.forward(batch)[0]
 
 
 def _enlarge(sample: Any, factor: int) -> Any:
@@ -258,72 +291,6 @@ def _enlarge(sample: Any, factor: int) -> Any:
                 moved.set_field(repeat(part.masks), 'masks')
             sample.set_field(moved, name)
     return sample
-
-
-def _type_name(node: Any) -> str:
-    """The name of what a config's dict builds; a Python-style config has the class itself."""
-    kind = node['type']
-    return kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
-
-
-def _config_for(task: str, path: str) -> Config:
-    """Reads a config, with what the inferencers look for in the form that they know."""
-    cfg = load_config(path)
-    library = TASKS[task]
-    scope = cfg.setdefault('default_scope', library)
-    if scope != library:
-        of = next((name for name, each in TASKS.items() if each == scope), 'no known task')
-        raise UserError(f'config {path} is for {of}, not for {task}; give another config or task')
-    if not cfg.get('test_dataloader'):
-        raise UserError(f'config {path} has no test_dataloader, whose pipeline reads images')
-    dataset = cfg.test_dataloader.dataset
-    for step in dataset.pipeline:
-        if not isinstance(step['type'], str) and _type_name(step).startswith('Load'):
-            step['type'] = _type_name(step)
-    # They look for the first two at the top, and build backends that would have nowhere to write.
-    cfg.setdefault('dataset_type', _type_name(dataset))
-    cfg.setdefault('data_mode', dataset.get('data_mode', 'topdown'))
-    cfg.setdefault('visualizer', dict(type=_VISUALIZERS[library])).pop('vis_backends', None)
-    return cfg
-
-
-def _inferencer(cfg: Config, checkpoint: str, device: str) -> Any:
-    """The library's inferencer with a model whose weights are all from the checkpoint."""
-    content = read_checkpoint(checkpoint)
-    if 'dataset_meta' not in (content.get('meta') or {}):
-        raise UserError(
-            f'checkpoint {checkpoint} does not name its classes; give one that training wrote'
-        )
-    weights = f'handed:{checkpoint}'
-    _handed[weights] = content
-    # They load what fits and print what does not; what does not is an error here.
-    with _in_library(cfg.default_scope):
-        inferencer = _build(cfg, weights, device)
-    load_strictly(inferencer.model, state_dict_of(content, checkpoint), checkpoint)
-    return inferencer
-
-
-def _build(cfg: Config, weights: str, device: str) -> Any:
-    if cfg.default_scope == 'mmdet':
-        from mmdet.apis import DetInferencer
-
-        return DetInferencer(cfg, weights, device, show_progress=False)
-    if cfg.default_scope == 'mmseg':
-        from mmseg.apis import MMSegInferencer
-
-        inferencer = MMSegInferencer(cfg, weights, device=device, show_progress=False)
-        inferencer.visualizer.set_dataset_meta(**inferencer.model.dataset_meta)
-        return inferencer
-    if cfg.default_scope == 'mmpose':
-        from mmpose.apis import Pose2DInferencer
-
-        return Pose2DInferencer(cfg, weights, device, det_model='whole_image')
-    from mmpretrain.apis import ImageClassificationInferencer
-    from mmpretrain.visualization import UniversalVisualizer
-
-    inferencer = ImageClassificationInferencer(cfg, weights, device)
-    inferencer.visualizer = UniversalVisualizer()  # which it makes at its own first drawing
-    return inferencer
 
 
 def add_demo_options(parser: argparse.ArgumentParser) -> None:
@@ -347,13 +314,12 @@ def demo_from(options: argparse.Namespace, boxes: Sequence[Sequence[float]] = ()
     """Loads the model that a demo's command line names, and keeps the libraries quiet.
 
     Raises:
-        UserError: As for :func:`load_demo`; or if persons are asked for in another task, in two
-            ways at once, or of half a detector.
-        CheckpointError: If a checkpoint does not fit its model.
+        UserError: As for :class:`Demo`; or if persons are asked for in another task, in two ways
+            at once, or of half a detector.
     """
     warnings.filterwarnings('ignore')
     MMLogger.get_current_instance().setLevel('ERROR')
-    trust_checkpoints(options.trust_checkpoint)
+    read_safely(options.trust_checkpoint)
     named = (options.det_config, options.det_checkpoint)
     if any(named) and not all(named):
         raise UserError('a detector needs --det-config and --det-checkpoint; give both')
@@ -361,15 +327,10 @@ def demo_from(options: argparse.Namespace, boxes: Sequence[Sequence[float]] = ()
         raise UserError(f'boxes and detectors are for pose, not for {options.task}; leave them out')
     if boxes and any(named):
         raise UserError('both --box and a detector say where persons are; leave one out')
-    return load_demo(
-        options.task,
-        options.config,
-        options.checkpoint,
-        choose_device(options.device),
-        boxes,
-        (*named, options.det_class) if any(named) else None,
-        options.score,
-    )
+    detector = (*named, options.det_class) if any(named) else None
+    device = choose_device(options.device)
+    model = options.task, options.config, options.checkpoint
+    return Demo(*model, device, boxes, detector, options.score)
 
 
 def plan_overlays(source: str, out_dir: str) -> list[tuple[Path, Path]]:
@@ -392,42 +353,13 @@ def plan_overlays(source: str, out_dir: str) -> list[tuple[Path, Path]]:
     inputs = {file.resolve() for file in files}
     owners: dict[Path, Path] = {}
     for file in files:
-        overlay = Path(out_dir, file.name).resolve()
-        if file.suffix.lower() in VIDEOS:
-            overlay = overlay.with_suffix('.mp4')
-        elif file.suffix.lower() not in IMAGE_SUFFIXES:
-            overlay = overlay.with_suffix('.png')
-        if overlay in inputs:
+        overlay = Path(out_dir, file.name)
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
+            overlay = overlay.with_suffix('.mp4' if file.suffix.lower() in VIDEOS else '.png')
+        if overlay.resolve() in inputs:
             raise UserError(
                 f'the overlay of {file} would replace {overlay}; choose another --out-dir'
             )
-        if overlay in owners:
-            raise UserError(
-                f'{owners[overlay]} and {file} would share the overlay {overlay}; rename one'
-            )
-        owners[overlay] = file
-    return [(file, Path(out_dir, overlay.name)) for overlay, file in owners.items()]
-
-
-def _draw_video(demo: Demo, video: Path, overlay: Path) -> None:
-    import cv2
-    import mmcv
-
-    frames = mmcv.VideoReader(str(video))
-    if not frames.opened or len(frames) == 0:
-        raise UserError(f'{video} is no video that can be read; leave it out')
-    writer, drawn = None, 0
-    partial = overlay.with_name(f'partial-{overlay.name}')
-    for frame in frames:
-        picture = demo(frame)
-        if writer is None:
-            code = cv2.VideoWriter.fourcc(*'mp4v')
-            writer = cv2.VideoWriter(str(partial), code, frames.fps or 25.0, picture.shape[1::-1])
-        writer.write(picture[..., ::-1])
-        drawn += 1
-    if writer is None:
-        raise UserError(f'{video} has no frame that can be read; leave it out')
-    writer.release()
-    if drawn < len(frames):  # cut off, or its container counts more than it holds
-        _logger.warning('%s: %d of %d frames could be read', video, drawn, len(frames))
-    os.replace(partial, overlay)
+        if (other := owners.setdefault(overlay, file)) is not file:
+            raise UserError(f'{other} and {file} would share the overlay {overlay}; rename one')
+    return [(file, overlay) for overlay, file in owners.items()]

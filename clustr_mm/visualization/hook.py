@@ -45,17 +45,6 @@ class ClusterPictureHook(Hook):
         self.images = images
         self.how: dict[str, Any] = dict(stages=stages, blocks=blocks, scales=scales, side=side)
 
-    def before_train(self, runner: Any) -> None:
-        """Refuses a model that no process has whole, for the first process draws alone.
-
-        Raises:
-            ValueError: If FSDP shares the model out.
-        """
-        if any('FullyShardedDataParallel' in type(m).__name__ for m in runner.model.modules()):
-            raise ValueError(
-                'ClusterPictureHook cannot draw with FSDP; leave it out of custom_hooks'
-            )
-
     @master_only
     def after_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None

@@ -62,9 +62,9 @@ def compare_segmentation(
     figure = Figure(figsize=(2.9 * len(columns), 2.9 * len(rows) + 1.1), layout='constrained')
     figure.suptitle(title)
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
-    for pictures, line in zip(rows, grid, strict=True):
-        for picture, axes, column in zip(pictures, line, columns, strict=True):
-            bare_axes(axes, picture, column if line is grid[0] else '')
+    for place, picture in enumerate(picture for row in rows for picture in row):
+        title = columns[place] if place < len(columns) else ''
+        bare_axes(grid.flat[place], picture, title)
     figure.legend(
         handles=[
             Patch(color=np.asarray(palette[index]) / 255, label=classes[index].strip())

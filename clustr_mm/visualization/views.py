@@ -8,14 +8,12 @@ centres of M clusters are the first M (clustr_mm/ops/clustering/reference.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clustr_mm.models import ClusterAttention, Clusters, ClusTR
 from clustr_mm.models.clustr import Block, Stage
@@ -45,23 +43,10 @@ class BlockView:
     windows: int = 1
 
 
-@dataclass
-class _Seen:
-    """What a block's attention was called with."""
-
-    tokens: Tensor  # (1, N, C)
-    hw: tuple[int, int]
-    clusters: Clusters
-
-
 def clustering_blocks(backbone: ClusTR) -> dict[int, list[Block]]:
     """The blocks of every stage with cluster attention, by the stage's number, from 1."""
-    found = {}
-    for number, stage in enumerate(backbone.stages, 1):
-        blocks = [cast(Block, block) for block in cast(Stage, stage).blocks]
-        if isinstance(blocks[0].attn, ClusterAttention):
-            found[number] = blocks
-    return found
+    stages = [[cast(Block, b) for b in cast(Stage, stage).blocks] for stage in backbone.stages]
+    return {n: s for n, s in enumerate(stages, 1) if isinstance(s[0].attn, ClusterAttention)}
 
 
 @torch.no_grad()
@@ -77,9 +62,6 @@ def view_blocks(
         blocks: Numbers of blocks in each stage, from 1, or from the end, -1 being the last; empty
             for all. A stage that has no such block leaves it out.
 
-    Returns:
-        The blocks' views, in order.
-
     Raises:
         ValueError: If a stage has no clusters, or no block is left.
     """
@@ -87,80 +69,66 @@ def view_blocks(
     for number in stages or ():
         if number not in blocks_of:
             raise ValueError(f'stage {number} has no clusters; use stages of {list(blocks_of)}')
-    seen: dict[tuple[int, int], _Seen] = {}
-    with ExitStack() as stack:
-        stack.callback(backbone.train, backbone.training)
-        backbone.eval()
-        for number, modules in blocks_of.items():
-            for index, block in enumerate(modules, 1):
-                handle = block.attn.register_forward_pre_hook(partial(_look, seen, (number, index)))
-                stack.callback(handle.remove)
-        backbone.cluster_maps(image)  # runs all stages, whichever maps are asked for
+    seen: dict[Any, tuple[Tensor, tuple[int, int], Clusters]] = {}  # what each attention got
+    handles = [
+        block.attn.register_forward_pre_hook(lambda module, args: seen.update({module: args}))
+        for each in blocks_of.values()
+        for block in each
+    ]
+    training = backbone.training
+    try:
+        backbone.eval().cluster_maps(image)  # runs all stages, whichever maps are asked for
+    finally:
+        backbone.train(training)
+        for handle in handles:
+            handle.remove()
     views = []
     for number in stages or blocks_of:
-        depth = len(blocks_of[number])
-        found: Clusters | None = None
+        depth, found = len(blocks_of[number]), None
         for index, block in enumerate(blocks_of[number], 1):
-            each, attention = seen[number, index], cast(ClusterAttention, block.attn)
-            if each.clusters is not found:  # a clustering of this block's own tokens
-                found = each.clusters
-                centres = _centres(each, attention)
+            attention = cast(ClusterAttention, block.attn)
+            tokens, hw, clusters = seen[attention]
+            if clusters is not found:  # a clustering of this block's own tokens
+                found, centres = clusters, _centres(tokens, clusters, attention)
             if blocks and index not in blocks and index - depth - 1 not in blocks:
                 continue
-            views.append(_view(number, index, depth, each, centres, attention))
+            single = torch.arange(tokens.shape[1])[None]
+            weights = attention.token_weight(tokens).squeeze(-1).float().exp()  # (1, N)
+            groups = clusters.windows.groups if clusters.windows is not None else ()
+            views.append(
+                BlockView(
+                    number,
+                    index,
+                    depth,
+                    tuple(
+                        (single if label is None else label).view(hw).cpu().numpy()
+                        for label in clusters.labels
+                    ),
+                    tuple(np.stack(np.divmod(c.cpu().numpy(), hw[1]), axis=1) for c in centres),
+                    weights.view(hw).cpu().numpy(),
+                    sum(len(group.tokens) for group in groups) or 1,
+                )
+            )
     if not views:
         raise ValueError(f'blocks are {list(blocks)}; no stage has these')
     return views
 
 
-def _look(
-    seen: dict[tuple[int, int], _Seen], key: tuple[int, int], module: nn.Module, args: Any
-) -> None:
-    seen[key] = _Seen(*args)
-
-
-def _view(
-    stage: int,
-    block: int,
-    depth: int,
-    seen: _Seen,
-    centres: tuple[Tensor, ...],
-    attention: ClusterAttention,
-) -> BlockView:
-    single = torch.arange(seen.tokens.shape[1])[None]
-    labels = (single if label is None else label for label in seen.clusters.labels)
-    weights = attention.token_weight(seen.tokens).squeeze(-1).float().exp()  # (1, N)
-    width = seen.hw[1]
-    groups = seen.clusters.windows.groups if seen.clusters.windows is not None else ()
-    return BlockView(
-        stage,
-        block,
-        depth,
-        tuple(label.view(seen.hw).cpu().numpy() for label in labels),
-        tuple(torch.stack([c // width, c % width], dim=1).cpu().numpy() for c in centres),
-        weights.view(seen.hw).cpu().numpy(),
-        sum(len(group.tokens) for group in groups) or 1,
-    )
-
-
-def _centres(seen: _Seen, attention: ClusterAttention) -> tuple[Tensor, ...]:
+def _centres(tokens: Tensor, clusters: Clusters, attention: ClusterAttention) -> list[Tensor]:
     """For each scale the token index of every cluster's centre, in the clusters' order, (M,)."""
-    tokens, clusters = seen.tokens, seen.clusters
-    number = tokens.shape[1]
-    itself = torch.arange(number, device=tokens.device)
+    itself = torch.arange(tokens.shape[1], device=tokens.device)
     if clusters.windows is None:
         groups = [(itself[None], tuple(itself[None, :m] for m in clusters.num_clusters))]
     else:
         groups = [(group.tokens, group.clusters) for group in clusters.windows.groups]
-    centres = [torch.empty(m, dtype=torch.int64, device=itself.device)
-               for m in clusters.num_clusters]  # fmt: skip
+    centres = [itself.new_empty(m) for m in clusters.num_clusters]
     for places, members in groups:
         inside = tokens[0, places]  # (windows, n, C)
         ranks = dpc_knn(inside, inside.shape[1], attention.k, attention.backend)
         order = places.gather(1, ranks.argsort(1))  # token indices, best centre first
         for scale, cluster in enumerate(members):
             centres[scale][cluster] = order[:, : cluster.shape[1]]
-    return tuple(
+    return [
         itself if label is None else centre
         for label, centre in zip(clusters.labels, centres, strict=True)
-    )
+    ]

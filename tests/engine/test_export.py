@@ -13,8 +13,14 @@ from small import NARROW
 
 from clustr_mm import ClusTR, merge_tokens
 from clustr_mm.engine import UserError, export
-from clustr_mm.engine.export import AdaptivePool, SegmentorGraph, differences, to_onnx, to_program
-from clustr_mm.models.exportable import make_exportable
+from clustr_mm.engine.export import (
+    AdaptivePool,
+    SegmentorGraph,
+    differences,
+    make_exportable,
+    to_onnx,
+    to_program,
+)
 from clustr_mm.ops.merging import merge_by_product
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from mmengine.logging import MMLogger
 from small import write_checkpoint
 
 from clustr_mm.engine import UserError
-from clustr_mm.engine.inference import TASKS, Demo, image_loader, load_demo, plan_overlays
+from clustr_mm.engine.inference import TASKS, Demo, image_loader, plan_overlays
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {
@@ -74,7 +74,7 @@ def large(before, after):
 @pytest.mark.parametrize('task', ['classification', 'detection', 'segmentation', 'pose'])
 def test_every_task_draws_an_overlay(task, checkpoints, photo, tmp_path):
     boxes = [[5, 10, 40, 60], [60, 10, 40, 60]] if task == 'pose' else ()
-    demo = load_demo(task, CONFIGS[task], checkpoints(task), 'cpu', boxes, score=0.0)
+    demo = Demo(task, CONFIGS[task], checkpoints(task), 'cpu', boxes, score=0.0)
     (overlay,) = draw(demo, photo, tmp_path / 'out')
     assert overlay == str(tmp_path / 'out' / 'photo.png')
     before, after = cv2.imread(str(photo)), cv2.imread(overlay)
@@ -85,15 +85,22 @@ def test_every_task_draws_an_overlay(task, checkpoints, photo, tmp_path):
         assert np.median(changed) < 30
 
 
+def test_a_prediction_is_that_of_the_librarys_inferencer_on_the_file(checkpoints, photo):
+    task = 'segmentation'
+    demo = Demo(task, CONFIGS[task], checkpoints(task), 'cpu')
+    expected = demo.inferencer(str(photo), return_datasamples=True).pred_sem_seg.data
+    assert torch.equal(demo.predict(demo.read(str(photo))).pred_sem_seg.data, expected)
+
+
 def test_a_strip_is_drawn_in_proportion(checkpoints):
     task = 'segmentation'
-    demo = load_demo(task, CONFIGS[task], checkpoints(task), 'cpu')
+    demo = Demo(task, CONFIGS[task], checkpoints(task), 'cpu')
     assert demo(np.zeros((16, 1600, 3), np.uint8)).shape == (3 * 16, 3 * 1600, 3)
 
 
 def test_a_detection_is_drawn_alike_every_time(checkpoints, photo):
     task = 'detection'
-    demo = load_demo(task, CONFIGS[task], checkpoints(task), 'cpu', score=0.0)
+    demo = Demo(task, CONFIGS[task], checkpoints(task), 'cpu', score=0.0)
     image, drawn = cv2.imread(str(photo)), []
     for seed in range(2):
         np.random.seed(seed)
@@ -164,19 +171,40 @@ def test_mmposes_own_inferencer_takes_our_config(checkpoints, photo):
     assert len(persons) == 1 and len(persons[0]['keypoints']) == 133
 
 
+BOTTOM_UP = """
+_base_ = 'mmpose::body_2d_keypoint/yoloxpose/coco/yoloxpose_tiny_4xb64-300e_coco-416.py'
+custom_imports = dict(imports=['clustr_mm'])
+model = dict(
+    backbone=dict(_delete_=True, type='ClusTR', arch='tiny', out_indices=(1, 2, 3)),
+    neck=dict(in_channels=[128, 256, 512]),
+)
+"""
+
+
+def test_a_bottom_up_model_finds_its_persons_itself(photo, tmp_path):
+    pytest.importorskip('mmpose')
+    config, checkpoint = tmp_path / 'bottom_up.py', tmp_path / 'model.pth'
+    config.write_text(BOTTOM_UP)
+    write_checkpoint(config, checkpoint)
+    demo = Demo('pose', str(config), str(checkpoint), 'cpu', score=0.0)
+    image = demo.read(str(photo))
+    assert len(demo.predict(image).pred_instances) > 1
+    assert demo(image).shape == (5 * 80, 5 * 120, 3)
+
+
 def _persons(demo, photo):
     return demo.predict(demo.read(str(photo))).pred_instances.bboxes
 
 
 def test_every_given_person_is_drawn(checkpoints, photo):
     boxes = [[60, 10, 40, 60], [70, 10, 40, 60], [60, 10, 40, 60]]  # IoU 0.6 and 1
-    demo = load_demo('pose', CONFIGS['pose'], checkpoints('pose'), 'cpu', boxes, score=1.0)
+    demo = Demo('pose', CONFIGS['pose'], checkpoints('pose'), 'cpu', boxes, score=1.0)
     seen = _persons(demo, photo)
     assert np.allclose(seen, [[60, 10, 100, 70], [70, 10, 110, 70], [60, 10, 100, 70]], atol=0.01)
 
 
 def test_without_boxes_the_image_is_the_person(checkpoints, photo):
-    demo = load_demo('pose', CONFIGS['pose'], checkpoints('pose'), 'cpu')
+    demo = Demo('pose', CONFIGS['pose'], checkpoints('pose'), 'cpu')
     assert np.allclose(_persons(demo, photo), [[0, 0, 120, 80]], atol=0.01)
 
 
@@ -194,10 +222,10 @@ def test_the_tool_draws_the_persons_that_it_is_given(checkpoints, photo, tmp_pat
 
 def test_a_detector_finds_the_persons(checkpoints, photo, tmp_path):
     detector = (CONFIGS['detection'], checkpoints('detection'))
-    detect = load_demo('detection', *detector, 'cpu').inferencer
+    detect = Demo('detection', *detector, 'cpu').inferencer
     found = detect(str(photo), return_datasamples=True)['predictions'][0].pred_instances
     category = int(found.labels.mode().values)
-    demo = load_demo(
+    demo = Demo(
         'pose', CONFIGS['pose'], checkpoints('pose'), 'cpu', (), (*detector, category), score=0.0
     )
     assert draw(demo, photo, tmp_path / 'out')
@@ -209,7 +237,7 @@ def test_a_detector_finds_the_persons(checkpoints, photo, tmp_path):
 
 def test_where_a_detector_finds_nobody_nobody_is_drawn(checkpoints, photo, tmp_path):
     pose, detector = checkpoints('pose'), (CONFIGS['detection'], checkpoints('detection'), 0)
-    demo = load_demo('pose', CONFIGS['pose'], pose, 'cpu', detector=detector, score=1.0)
+    demo = Demo('pose', CONFIGS['pose'], pose, 'cpu', detector=detector, score=1.0)
     (overlay,) = draw(demo, photo, tmp_path / 'out')
     before, after = cv2.imread(str(photo)), cv2.imread(overlay)
     assert np.array_equal(after, large(before, after))
@@ -218,13 +246,13 @@ def test_where_a_detector_finds_nobody_nobody_is_drawn(checkpoints, photo, tmp_p
 def test_a_class_that_the_detector_has_not_is_named(checkpoints):
     pose, detector = checkpoints('pose'), (CONFIGS['detection'], checkpoints('detection'), 99)
     with pytest.raises(UserError, match='has classes 0 to .*, and no 99'):
-        load_demo('pose', CONFIGS['pose'], pose, 'cpu', detector=detector)
+        Demo('pose', CONFIGS['pose'], pose, 'cpu', detector=detector)
 
 
 @pytest.mark.parametrize('box', [[1, 2, 0, 4], [1, 2, 3, -4], [float('nan'), 2, 3, 4]])
 def test_a_box_without_area_is_refused(box):
     with pytest.raises(UserError, match='has no area'):
-        load_demo('pose', CONFIGS['pose'], 'x.pth', 'cpu', [box])
+        Demo('pose', CONFIGS['pose'], 'x.pth', 'cpu', [box])
 
 
 def _write_video(path, frames):
@@ -242,7 +270,7 @@ def test_a_folder_with_a_video(checkpoints, photo, tmp_path):
     levels = (0, 100, 200)
     _write_video(folder / 'a.avi', [np.full((80, 120, 3), each, np.uint8) for each in levels])
     task = 'classification'
-    demo = load_demo(task, CONFIGS[task], checkpoints(task), 'cpu')
+    demo = Demo(task, CONFIGS[task], checkpoints(task), 'cpu')
     overlays = draw(demo, folder, tmp_path / 'out')
     assert [Path(each).name for each in overlays] == ['a.mp4', 'b.png']
     video = cv2.VideoCapture(overlays[0])
@@ -257,7 +285,7 @@ class Nothing(Demo):
     """Draws nothing, on what OpenCV reads."""
 
     def __init__(self):
-        super().__init__(None, image_loader(Config()))
+        self.read = image_loader(Config())
 
     def __call__(self, image):
         return image[..., ::-1]
@@ -340,12 +368,12 @@ def test_a_checkpoint_without_classes_is_named(tmp_path):
     path = tmp_path / 'weights.pth'
     torch.save(dict(state_dict={}), path)
     with pytest.raises(UserError, match='weights.pth does not name its classes'):
-        load_demo('classification', CONFIGS['classification'], str(path), 'cpu')
+        Demo('classification', CONFIGS['classification'], str(path), 'cpu')
 
 
 def test_a_checkpoint_of_another_model_is_named(checkpoints):
     with pytest.raises(ValueError, match='does not fit this ImageClassifier'):
-        load_demo('classification', CONFIGS['classification'], checkpoints('segmentation'), 'cpu')
+        Demo('classification', CONFIGS['classification'], checkpoints('segmentation'), 'cpu')
 
 
 def test_what_is_no_input_is_named(tmp_path):

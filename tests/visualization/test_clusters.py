@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -216,21 +215,3 @@ def test_the_hook_writes_to_tensorboard_during_training(tmp_path):
     assert log.Tags()['images'] == ['clusters/0', 'clusters/1']
     picture = log.Images('clusters/0')[0]
     assert picture.step == 1 and picture.width > 800
-
-
-def test_the_hook_refuses_fsdp_before_the_first_step():
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
-    from clustr_mm.visualization import ClusterPictureHook
-
-    hook = ClusterPictureHook()
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
-    hook.before_train(SimpleNamespace(model=model))
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
-    try:
-        model[0] = FullyShardedDataParallel(model[0], device_id=torch.device('cpu'))
-        with pytest.raises(ValueError, match='ClusterPictureHook cannot draw with FSDP'):
-            hook.before_train(SimpleNamespace(model=model))
-    finally:
-        torch.distributed.destroy_process_group()

@@ -26,9 +26,9 @@ from clustr_mm.datasets.pixels import rgb_or_bands
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import clustr_backbone, load_config
 from clustr_mm.engine.inference import image_loader
-from clustr_mm.engine.options import Parser, add_trust
+from clustr_mm.engine.options import Parser, add_trust, read_safely
 from clustr_mm.visualization import show_clusters
-from clustr_mm.weights.files import load_pretrained, trust_checkpoints
+from clustr_mm.weights.files import load_strictly, read_checkpoint, state_dict_of
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -55,7 +55,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
-    trust_checkpoints(options.trust_checkpoint)
+    read_safely(options.trust_checkpoint)
     cfg = load_config(options.config)
     settings = clustr_backbone(cfg)
     checkpoint = options.paths.pop(0) if options.paths[0].endswith(WEIGHT_SUFFIXES) else None
@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     backbone = MODELS.build({**settings, 'init_cfg': None})
     weights = f'random weights (seed {options.seed})'
     if checkpoint is not None:
-        load_pretrained(backbone, dict(checkpoint=checkpoint, prefix='backbone.'))
+        state_dict = state_dict_of(read_checkpoint(checkpoint), checkpoint)
+        load_strictly(backbone, state_dict, 'backbone.', checkpoint)
         weights = os.path.basename(checkpoint)
     backbone.to(options.device).eval()
     load = image_loader(cfg)
