@@ -78,12 +78,13 @@ class Labels:
         else:
             return
         self.samples += 1
-        self.classes = self.classes or dataset.metainfo.get('classes')
+        classes = dataset.metainfo.get('classes')
+        self.classes = self.classes or classes
         self.counts.update(found)
-        if not self.classes or (self.unit == 'pixel' and not hasattr(dataset, 'reduce_zero_label')):
+        if not classes or (self.unit == 'pixel' and not hasattr(dataset, 'reduce_zero_label')):
             return  # mmdet's label maps may count stuff besides
         for label, count in found.items():
-            if count and not 0 <= label < len(self.classes) and label != IGNORED:
+            if count and not 0 <= label < len(classes) and label != IGNORED:
                 where = sample.get('seg_map_path' if self.unit == 'pixel' else 'img_path')
                 self.outside.setdefault(label, str(where))
 
