@@ -95,14 +95,17 @@ def audit(
             yield f'{split}: {kind}: {len(first) or len(built):,} {what}, {_source(part)}'
             if not len(built):
                 yield f'fault: {_source(part)} ({part.place}): {_NO_SAMPLE}'
-            yield from _annotation_faults(built, cfg.get(evaluator) if split != 'train' else ())
+            sizes: dict[str, tuple[int, int]] = {}
+            metrics = cfg.get(evaluator) if split != 'train' else ()
+            yield from _annotation_faults(built, metrics, sizes)
             yield from _class_faults(built, part, trained)
             yield from _lone_labels(built)
             if split == 'train':
                 yield from _head_faults(cfg.get('model'), built.metainfo.get('classes'))
             dark = []
             backed = remote(_source(part), part.cfg, *each_step(part.pipeline))
-            looked = _in_threads(partial(_look, built, decode, not backed), first.values())
+            look = partial(_look, built, decode, not backed, sizes)
+            looked = _in_threads(look, first.values())
             for sample, counts, faults, image in track(looked, len(first), f'{split} images'):
                 labels.add(built, sample, counts)
                 if image is not None and image <= _DARK:
@@ -171,17 +174,26 @@ def _first_samples(built: BaseDataset) -> dict[str, int]:
     return first
 
 
-def _annotation_faults(built: BaseDataset, metrics: Any) -> Iterator[str]:
-    """Look into a file of COCO's format, where the data set has one."""
+def _annotation_faults(
+    built: BaseDataset, metrics: Any, sizes: dict[str, tuple[int, int]]
+) -> Iterator[str]:
+    """Look into a file of COCO's format, where the data set has one; note the images' sizes."""
     path = str(getattr(built, 'ann_file', ''))
     if not path.endswith('.json') or not os.path.isfile(path):
         return
-    with open(path, encoding='utf-8') as file:
-        content = json.load(file)
+    with open(path, encoding='utf-8') as opened:
+        content = json.load(opened)
     if isinstance(content, dict) and {'annotations', 'images', 'categories'} <= content.keys():
-        masks = any(getattr(step, 'with_mask', False) for step in loading_steps(built))
-        for is_fault, line in coco_faults(content, built, _metric_fields(built, metrics), masks):
+        masks = [step for step in loading_steps(built) if getattr(step, 'with_mask', False)]
+        needed = _metric_fields(built, metrics)
+        for is_fault, line in coco_faults(content, built, needed, bool(masks)):
             yield f'{"fault" if is_fault else "warning"}: {path}: {line}'
+        folder = built.data_prefix.get('img') or ''
+        for image in content['images']:
+            file = os.path.join(folder, str(image.get('file_name')))
+            sizes[file] = image.get('height'), image.get('width')
+        for step in masks:  # they have been looked at, and a broken one can end the process
+            step.with_mask = False
 
 
 def _metric_fields(built: BaseDataset, metrics: Any) -> Sequence[str]:
@@ -241,7 +253,7 @@ def _head_faults(node: Any, classes: Sequence[str] | None, place: str = 'model')
 
 
 def _look(
-    built: BaseDataset, decode: bool, local: bool, place: int
+    built: BaseDataset, decode: bool, local: bool, sizes: Mapping[str, tuple], place: int
 ) -> tuple[dict, np.ndarray | None, list[str], int | None]:
     """Load a sample's files as a run does; without `decode` its image is looked up only.
 
@@ -260,7 +272,8 @@ def _look(
     except Exception as error:
         fault = sample_fault(built, place) or f'{path} cannot be loaded ({first_line(error)})'
         return sample, counts, [*faults, fault], None
-    faults += loaded_faults(loaded)
+    height, width = sizes.get(path, (None, None))
+    faults += loaded_faults({'height': height, 'width': width, **loaded})
     if local and (broken := file_fault(path, None)):
         faults.append(broken)  # what decoders let pass
     image = loaded.get('img')

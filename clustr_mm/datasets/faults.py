@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.fileio import get
@@ -73,7 +73,7 @@ def failed_sample(error: BaseException) -> tuple[Any, int] | None:
     return found
 
 
-def loading_steps(dataset: Any) -> list[Callable[[dict], dict | None]]:
+def loading_steps(dataset: Any) -> list[Any]:
     """The steps of a built data set's pipeline that load files: all libraries call them Load..."""
     steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
     return [step for step in steps if type(step).__name__.startswith('Load')]
