@@ -71,7 +71,7 @@ def audit(
     seen: list[Part] = []
     for loader in LOADERS:
         split = loader.removesuffix('_dataloader')
-        evaluator = f'{split}_evaluator'
+        metrics = cfg.get(f'{split}_evaluator')
         labels = Labels()
         for part in each_part((cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'):
             if any(part[1:] == each[1:] for each in seen):  # a test set that is the validation set
@@ -86,50 +86,57 @@ def audit(
             except Exception as error:  # the libraries' words for what is in the files
                 yield f'fault: {_source(part)} ({part.place}): {_build_fault(error)}'
                 continue
-            kind = type_name(part.cfg['type'])
             if built is None:
-                yield f'{split}: {kind}: no data set of mmengine, and not looked into'
+                yield f'{part.place}: no data set of mmengine, and not looked into'
                 continue
-            first = _first_samples(built)
-            what = 'images' if first or not len(built) else 'samples, whose files are not looked at'
-            yield f'{split}: {kind}: {len(first) or len(built):,} {what}, {_source(part)}'
-            if not len(built):
-                yield f'fault: {_source(part)} ({part.place}): {_NO_SAMPLE}'
-            sizes: dict[str, tuple[int, int]] = {}
-            metrics = cfg.get(evaluator) if split != 'train' else ()
-            yield from _annotation_faults(built, metrics, sizes)
             yield from _class_faults(built, part, trained)
-            yield from _lone_labels(built)
             if split == 'train':
                 yield from _head_faults(cfg.get('model'), built.metainfo.get('classes'))
-            dark = []
-            backed = remote(_source(part), part.cfg, *each_step(part.pipeline))
-            look = partial(_look, built, decode, not backed, sizes)
-            looked = _in_threads(look, first.values())
-            for sample, counts, faults, image in track(looked, len(first), f'{split} images'):
-                labels.add(built, sample, counts)
-                if image is not None and image <= _DARK:
-                    dark.append(sample['img_path'])
-                for fault in dict.fromkeys(faults):
-                    yield f'fault: {fault}'
-            if 10 * len(dark) >= max(1, len(first)):
-                yield (
-                    f'warning: {split}: {len(dark):,} images have no value above {_DARK} of 255, '
-                    f'the first {min(dark)}: were 10 or 12 bits cut down to 8?'
-                )
+            yield from _part_lines(part, built, labels, metrics, decode, track)
         wrong = split == 'train' and (labels.useless() or labels.outside)
         for line in labels.lines():
             yield f'{"fault" if wrong else "warning"}: {split}: {line}'
         try:
-            check_paths({evaluator: cfg.get(evaluator)}, [loader])
+            check_paths({f'{split}_evaluator': metrics}, [loader])
         except DataNotFoundError as error:
             yield f'fault: {error}'
+
+
+def _part_lines(
+    part: Part, built: BaseDataset, labels: Labels, metrics: Any, decode: bool, track: Track
+) -> Iterator[str]:
+    """Look into one data set, and count its labels."""
+    split = part.place.split('_')[0]
+    first = _first_samples(built)
+    what = 'images' if first or not len(built) else 'samples, whose files are not looked at'
+    kind = type_name(part.cfg['type'])
+    yield f'{split}: {kind}: {len(first) or len(built):,} {what}, {_source(part)}'
+    if not len(built):
+        yield f'fault: {_source(part)} ({part.place}): {_NO_SAMPLE}'
+    sizes: dict[str, tuple[int, int]] = {}
+    yield from _annotation_faults(built, metrics if split != 'train' else (), sizes)
+    yield from _lone_labels(built)
+    dark = []
+    backed = remote(_source(part), part.cfg, *each_step(part.pipeline))
+    looked = _in_threads(partial(_look, built, decode, not backed, sizes), first.values())
+    for sample, counts, faults, brightest in track(looked, len(first), f'{split} images'):
+        labels.add(built, sample, counts)
+        if brightest is not None and brightest <= _DARK:
+            dark.append(sample['img_path'])
+        for fault in dict.fromkeys(faults):
+            yield f'fault: {fault}'
+    if 10 * len(dark) >= max(1, len(first)):
+        yield (
+            f'warning: {split}: {len(dark):,} images have no value above {_DARK} of 255, '
+            f'the first {min(dark)}: were 10 or 12 bits cut down to 8?'
+        )
 
 
 def _build(part: Part) -> BaseDataset | None:
     """Build a data set whose pipeline is its loading steps; None if it is a foreign one."""
     kind = part.cfg['type']
-    known = DATASETS.get(kind) if isinstance(kind, str) else kind
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        known = registry.get(kind) if isinstance(kind, str) else kind
     if known is not None and not (isinstance(known, type) and issubclass(known, BaseDataset)):
         return None
     loads = [step for step in part.pipeline if type_name(step['type']).startswith('Load')]

@@ -16,6 +16,7 @@ pytest.importorskip('mmdet')
 pytest.importorskip('mmpose')
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmseg')
+import mmseg.registry
 from encoding import encode
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
@@ -410,8 +411,12 @@ class Foreign(torch.utils.data.Dataset):
 def test_what_is_no_data_set_of_the_libraries_is_left_alone():
     loader = dict(dataset=dict(type='Foreign', data_root='s3://nowhere', pipeline=['any', 'thing']))
     assert list(audit(dict(train_dataloader=loader), decode=True)) == [
-        'train: Foreign: no data set of mmengine, and not looked into'
+        'train_dataloader.dataset: no data set of mmengine, and not looked into'
     ]
+    child = dict(default_scope='mmseg', train_dataloader=loader)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(mmseg.registry.DATASETS.module_dict, 'Foreign', Foreign)
+        assert len(list(audit(child, decode=True))) == 1
     loader = dict(dataset=dict(type='mmseg.ADE21KDataset', data_root='.'))
     (line,) = audit(dict(train_dataloader=loader))
     assert line.startswith('fault: ') and 'ADE21KDataset is not in' in line
