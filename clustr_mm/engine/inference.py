@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
-import io
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import TRANSFORMS, VISUALIZERS, DefaultScope
+from mmengine.registry import VISUALIZERS, DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.structures import InstanceData, PixelData
 from PIL import Image
@@ -27,6 +25,7 @@ from clustr_mm.datasets.pixels import as_photo, rgb_or_bands
 from clustr_mm.engine.config import library_of, load_config, type_name
 from clustr_mm.engine.errors import UserError
 from clustr_mm.engine.options import add_trust, choose_device, read_safely
+from clustr_mm.engine.pictures import image_loader, in_library
 from clustr_mm.weights.files import load_strictly, read_checkpoint, state_dict_of
 
 # The library of every task, its inferencer, and the visualizer where a config names none.
@@ -184,39 +183,6 @@ class Demo:
         os.replace(partial, overlay)
 
 
-def image_loader(cfg: Config) -> Callable[[str], np.ndarray]:
-    """The first step of a config's test pipeline that loads an image.
-
-    Returns:
-        Reads a file: (H, W, C), BGR where C is 3, bands of any type elsewhere. It raises
-        ``UserError`` where that is no image.
-    """
-    steps = (cfg.get('test_dataloader') or {}).get('dataset', {}).get('pipeline') or []
-    plain = dict(type='LoadImageFromFile')
-    step = next((each for each in steps if type_name(each['type']).startswith('LoadImage')), plain)
-    with _in_library(cfg.get('default_scope')):
-        load = TRANSFORMS.build(step)
-
-    def read(path: str) -> np.ndarray:
-        try:
-            return load(dict(img_path=path))['img']
-        except Exception as error:  # each decoder has its own
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f'{path} is no image that can be read ({reason}); leave it out') from (
-                error
-            )
-
-    return read
-
-
-@contextlib.contextmanager
-def _in_library(name: str | None) -> Iterator[None]:
-    """Builds a library's parts by their names, without what it prints about itself."""
-    scope = DefaultScope.overwrite_default_scope(name)
-    with scope, contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
 def _config_for(task: str, path: str) -> Config:
     """Reads a config, with what the inferencers look for in the form that they know."""
     cfg = load_config(path)
@@ -254,7 +220,7 @@ def _inferencer(cfg: Config, checkpoint: str, device: str) -> Any:
     build = getattr(importlib.import_module(f'{library}.apis'), _PARTS[library][0])
     how = dict(det_model='whole_image') if library == 'mmpose' else {}
     # They load what fits and print what does not; here a weight that does not is an error.
-    with _in_library(library):
+    with in_library(library):
         inferencer = build(cfg, weights, device=device, **how)
         if inferencer.visualizer is None:
             inferencer.visualizer = VISUALIZERS.build(cfg.visualizer)

@@ -25,7 +25,7 @@ from clustr_mm.datasets.files import WEIGHT_SUFFIXES, find_images
 from clustr_mm.datasets.pixels import rgb_or_bands
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import clustr_backbone, load_config
-from clustr_mm.engine.inference import image_loader
+from clustr_mm.engine.pictures import image_loader
 from clustr_mm.engine.options import Parser, add_trust, read_safely
 from clustr_mm.visualization import show_clusters
 from clustr_mm.weights.files import load_strictly, read_checkpoint, state_dict_of
