@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 # With everything that the published variants have.
 NARROW = dict(
@@ -18,6 +16,9 @@ NARROW = dict(
 
 def write_checkpoint(config: str | Path, path: str | Path) -> None:
     """Writes a config's model with random weights, as training writes one."""
+    from mmengine.config import Config  # the tests of ops and models have torch alone
+    from mmengine.registry import DATASETS, MODELS, DefaultScope
+
     cfg = Config.fromfile(config)
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):

@@ -9,7 +9,9 @@ config's own loading steps, too.
 """
 
 import argparse
+import logging
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 
 from clustr_mm.engine import UserError, run_tool
@@ -37,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from clustr_mm.datasets.audit import audit
 
+    warnings.simplefilter('ignore')  # of the libraries' arguments, and not of the data
+    logging.getLogger('PIL').setLevel(
+        logging.CRITICAL
+    )  # of formats that only a config's step reads
     cfg = load_config(options.config)
     if options.data_root is not None:
         set_data_root(cfg, options.data_root)
@@ -49,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         def track(steps: Iterable, total: int, what: str) -> Iterable:
             return progress.track(steps, total, description=what)
 
-        for fault in audit(cfg, print, track, options.decode):
-            faults += 1
-            if faults <= SHOWN:
-                print(f'fault: {fault}', flush=True)
+        for line in audit(cfg, options.decode, track):
+            faults += line.startswith('fault: ')
+            if faults <= SHOWN or not line.startswith('fault: '):
+                print(line, flush=True)
     if faults:
         hidden = f' ({SHOWN} shown)' if faults > SHOWN else ''
         raise UserError(

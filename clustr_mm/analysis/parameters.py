@@ -12,33 +12,6 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch.overrides import TorchFunctionMode
 
-from clustr_mm import ClusTR
-from clustr_mm.engine.errors import UserError
-
-
-def load_config(path: str) -> Config:
-    """Reads a config.
-
-    Raises:
-        UserError: If there is none.
-    """
-    try:
-        return Config.fromfile(path)
-    except FileNotFoundError as error:
-        raise UserError(f'config {path} does not exist; check the path') from error
-
-
-def clustr_backbone(cfg: Config) -> Any:
-    """A config's ``model.backbone``, a ConfigDict.
-
-    Raises:
-        UserError: If that is no ClusTR.
-    """
-    backbone = (cfg.get('model') or {}).get('backbone') or {}
-    if backbone.get('type') not in ('ClusTR', ClusTR):
-        raise UserError(f'config {cfg.filename} has no model with the backbone ClusTR; give one')
-    return backbone
-
 
 @dataclass(frozen=True)
 class Parameters:
@@ -83,10 +56,10 @@ def build_empty(cfg: Config) -> Any:
         The model, its parameters on the meta device, its buffers wherever they were made.
 
     Raises:
-        UserError: If it has no model with a backbone.
+        ValueError: If it has no model with a backbone.
     """
     if 'backbone' not in (cfg.get('model') or {}):
-        raise UserError(f'config {cfg.filename} has no model with a backbone; give one that has')
+        raise ValueError(f'config {cfg.filename} has no model with a backbone; give one that has')
     MMLogger.get_current_instance().setLevel(logging.WARNING)  # not what the libraries say of it
     scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
     with scope, _EmptyOnMeta():

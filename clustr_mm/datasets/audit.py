@@ -11,14 +11,15 @@ from __future__ import annotations
 import io
 import json
 import os
-import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
+from mmengine.dataset import BaseDataset
 from mmengine.fileio import list_dir_or_file
 from mmengine.registry import DATASETS, init_default_scope
 
@@ -29,6 +30,8 @@ from clustr_mm.datasets.check import (
     check_part,
     check_paths,
     each_part,
+    each_step,
+    remote,
     type_name,
 )
 from clustr_mm.datasets.coco import coco_faults
@@ -45,98 +48,106 @@ _DARK = 31  # of 255: a picture without a brighter pixel has lost bits on its wa
 _NO_SAMPLE = 'no sample is left: are classes and img_suffix those of the files?'
 _WORKERS = 8  # opening files is waiting, mostly
 
-Say = Callable[[str], None]
 Track = Callable[[Iterable, int, str], Iterable]
 
 
 def audit(
     cfg: Mapping[str, Any],
-    say: Say,
-    track: Track = lambda steps, total, what: steps,
     decode: bool = False,
+    track: Track = lambda steps, total, what: steps,
 ) -> Iterator[str]:
     """Look for every fault of a config's data sets.
 
     Args:
         cfg: an mmengine Config, or a dict of its form.
-        say: called with a line on what was looked at, or ("warning: ...") on what may be meant so.
-        track: goes through (steps, their number, what they are) and shows how far it has come.
         decode: whether to load every image, too.
+        track: goes through (steps, their number, what they are) and shows how far it has come.
 
     Yields:
-        One line a fault.
+        Lines: "fault: ...", "warning: ..." for what may be meant so, and what was looked at.
     """
-    scope = cfg.get('default_scope')
-    init_default_scope(scope or 'mmengine')
-    folders: dict[str, set[str]] = {}
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    trained: dict[tuple, str] = {}
     seen: list[Part] = []
     for loader in LOADERS:
         split = loader.removesuffix('_dataloader')
+        evaluator = f'{split}_evaluator'
         labels = Labels()
         for part in each_part((cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'):
             if any(part[1:] == each[1:] for each in seen):  # a test set that is the validation set
                 continue
             seen.append(part)
             try:
-                check_part(part, scope)
+                check_part(part, cfg.get('default_scope'))
                 built = _build(part)
             except DataNotFoundError as error:
-                yield str(error)
+                yield f'fault: {error}'
                 continue
             except Exception as error:  # the libraries' words for what is in the files
-                yield f'{_source(part)} ({part.place}): {_build_fault(error)}'
+                yield f'fault: {_source(part)} ({part.place}): {_build_fault(error)}'
                 continue
-            for line in _annotation_faults(built, split != 'train'):
-                if line.startswith('warning: '):
-                    say(line)
-                else:
-                    yield line
+            kind = type_name(part.cfg['type'])
+            if built is None:
+                yield f'{split}: {kind}: no data set of mmengine, and not looked into'
+                continue
             first = _first_samples(built)
-            say(f'{split}: {type_name(part.cfg["type"])}: {len(first):,} images, {_source(part)}')
+            what = 'images' if first or not len(built) else 'samples, whose files are not looked at'
+            yield f'{split}: {kind}: {len(first) or len(built):,} {what}, {_source(part)}'
             if not len(built):
-                yield f'{_source(part)} ({part.place}): {_NO_SAMPLE}'
-            yield from _class_folder_faults(built, first, split, folders, say)
+                yield f'fault: {_source(part)} ({part.place}): {_NO_SAMPLE}'
+            yield from _annotation_faults(built, cfg.get(evaluator) if split != 'train' else ())
+            yield from _class_faults(built, part, trained)
             yield from _lone_labels(built)
             if split == 'train':
                 yield from _head_faults(cfg.get('model'), built.metainfo.get('classes'))
-            dark: list[str] = []
-            with ThreadPoolExecutor(_WORKERS) as pool:
-                found = pool.map(lambda i, b=built, d=dark: _look(b, i, decode, d), first.values())
-                for sample, label_map, faults in track(found, len(first), f'{split} images'):
-                    labels.add(built, sample, label_map)
-                    yield from dict.fromkeys(faults)
-            if dark:
-                say(
+            dark = []
+            backed = remote(_source(part), part.cfg, *each_step(part.pipeline))
+            looked = _in_threads(partial(_look, built, decode, not backed), first.values())
+            for sample, counts, faults, image in track(looked, len(first), f'{split} images'):
+                labels.add(built, sample, counts)
+                if image is not None and image <= _DARK:
+                    dark.append(sample['img_path'])
+                for fault in dict.fromkeys(faults):
+                    yield f'fault: {fault}'
+            if 10 * len(dark) >= max(1, len(first)):
+                yield (
                     f'warning: {split}: {len(dark):,} images have no value above {_DARK} of 255, '
                     f'the first {min(dark)}: were 10 or 12 bits cut down to 8?'
                 )
+        wrong = split == 'train' and (labels.useless() or labels.outside)
         for line in labels.lines():
-            if split == 'train' and (labels.useless() or labels.outside):
-                yield f'{split}: {line}'
-            else:
-                say(f'warning: {split}: {line}')
-        evaluator = loader.replace('_dataloader', '_evaluator')
+            yield f'{"fault" if wrong else "warning"}: {split}: {line}'
         try:
             check_paths({evaluator: cfg.get(evaluator)}, [loader])
         except DataNotFoundError as error:
-            yield str(error)
+            yield f'fault: {error}'
 
 
-def _build(part: Part) -> Any:
-    """Build a data set whose pipeline is its loading steps."""
+def _build(part: Part) -> BaseDataset | None:
+    """Build a data set whose pipeline is its loading steps; None if it is a foreign one."""
+    kind = part.cfg['type']
+    known = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if known is not None and not (isinstance(known, type) and issubclass(known, BaseDataset)):
+        return None
     loads = [step for step in part.pipeline if type_name(step['type']).startswith('Load')]
     pipeline: dict[str, Any] = {'pipeline': loads} if part.pipeline else {}
-    # pycocotools prints how long it takes, and warnings are not about the data.
-    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+    with redirect_stdout(io.StringIO()):  # pycocotools prints how long it takes
         built = DATASETS.build({**part.cfg, **pipeline})
         built.full_init()
     return built
 
 
+def _in_threads(function: Callable, items: Iterable) -> Iterator[Any]:
+    """Call a function on items, some at once, and yield the results in order."""
+    rest = iter(items)
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        while batch := list(islice(rest, 16 * _WORKERS)):
+            yield from pool.map(function, batch)
+
+
 def _build_fault(error: Exception) -> str:
     """Say why a data set's class could not read its files."""
-    if isinstance(error, KeyError):
+    if isinstance(error, KeyError) and ' ' not in str(error):
         return f'a record has no {error}'
     if isinstance(error, ValueError) and 'need at least one array' in str(error):  # mmengine's
         return _NO_SAMPLE
@@ -150,7 +161,7 @@ def _source(part: Part) -> str:
     return os.path.join(root, file) if isinstance(file, str) else root
 
 
-def _first_samples(built: Any) -> dict[str, int]:
+def _first_samples(built: BaseDataset) -> dict[str, int]:
     """The place of each image's first sample; the persons of an image are a sample each."""
     first: dict[str, int] = {}
     for i in range(len(built)):
@@ -160,47 +171,44 @@ def _first_samples(built: Any) -> dict[str, int]:
     return first
 
 
-def _annotation_faults(built: Any, evaluated: bool) -> Iterator[str]:
+def _annotation_faults(built: BaseDataset, metrics: Any) -> Iterator[str]:
     """Look into a file of COCO's format, where the data set has one."""
     path = str(getattr(built, 'ann_file', ''))
     if not path.endswith('.json') or not os.path.isfile(path):
         return
     with open(path, encoding='utf-8') as file:
         content = json.load(file)
-    if isinstance(content, dict) and {'annotations', 'images'} <= content.keys():
+    if isinstance(content, dict) and {'annotations', 'images', 'categories'} <= content.keys():
         masks = any(getattr(step, 'with_mask', False) for step in loading_steps(built))
-        for is_fault, line in coco_faults(content, built, evaluated, masks):
-            yield f'{path}: {line}' if is_fault else f'warning: {path}: {line}'
+        for is_fault, line in coco_faults(content, built, _metric_fields(built, metrics), masks):
+            yield f'{"fault" if is_fault else "warning"}: {path}: {line}'
 
 
-def _class_folder_faults(
-    built: Any, paths: Iterable[str], split: str, before: dict[str, set[str]], say: Say
+def _metric_fields(built: BaseDataset, metrics: Any) -> Sequence[str]:
+    """The fields of an annotation that metrics read, and ask for once the test is done."""
+    metrics = [metrics] if isinstance(metrics, Mapping) else metrics or ()
+    names = {type_name(each.get('type', '')) for each in metrics if isinstance(each, Mapping)}
+    if 'CocoMetric' in names and type(built).__module__.startswith('mmdet.'):
+        return 'area', 'iscrowd'
+    return ('area',) if 'CocoWholeBodyMetric' in names else ()
+
+
+def _class_faults(
+    built: BaseDataset, part: Part, trained: dict[tuple[str, ...], str]
 ) -> Iterator[str]:
-    """Look at folders that are the classes: labels number them in order.
-
-    `before` holds the folders' names, by where they are, of the splits before; it is added to.
-    """
-    names = getattr(built, 'folder_to_idx', None)
-    if not names:
-        return
-    above = built.img_prefix
-    counts = Counter(os.path.relpath(path, above).split(os.sep)[0] for path in paths)
-    for name in names:
-        if not counts[name]:
-            yield f'{os.path.join(above, name)} holds no image'
-    fewest = min(names, key=counts.__getitem__)
-    say(f'{split}: from {counts[fewest]:,} ({fewest}) to {max(counts.values()):,} images a class')
-    for other, theirs in before.items():
-        if theirs != set(names):
-            lone = ', '.join(sorted(theirs ^ set(names)))
-            yield (
-                f'{other} and {above} have different folders of classes ({lone:.200} in one only), '
-                'and labels number the folders in order: give both the same ones'
-            )
-    before[above] = set(names)
+    """Compare classes with those that are `trained`, and where: labels number them in order."""
+    classes = tuple(built.metainfo.get('classes') or ())
+    if part.place.startswith('train'):
+        trained.setdefault(classes, part.place)
+    elif trained and classes not in trained:
+        theirs, other = next(iter(trained.items()))
+        lone = ', '.join(sorted(set(classes) ^ set(theirs)))
+        how = f'{lone:.200} in one only' if lone else 'in another order'
+        places = f'{other} and {part.place}'
+        yield f'fault: {places} have different classes ({how}), and labels number them'
 
 
-def _lone_labels(built: Any) -> Iterator[str]:
+def _lone_labels(built: BaseDataset) -> Iterator[str]:
     """Yield the label maps without an image: mmseg begins with the images, and never sees them."""
     folder = (getattr(built, 'data_prefix', None) or {}).get('seg_map_path')
     suffix = getattr(built, 'seg_map_suffix', None)
@@ -209,7 +217,7 @@ def _lone_labels(built: Any) -> Iterator[str]:
     used = {built.get_data_info(i).get('seg_map_path') for i in range(len(built))}
     names = list_dir_or_file(folder, list_dir=False, suffix=suffix, recursive=True)
     for path in sorted({os.path.join(folder, name) for name in names} - used):
-        yield f'label map {path} has no image'
+        yield f'fault: label map {path} has no image'
 
 
 def _head_faults(node: Any, classes: Sequence[str] | None, place: str = 'model') -> Iterator[str]:
@@ -220,7 +228,7 @@ def _head_faults(node: Any, classes: Sequence[str] | None, place: str = 'model')
         found = node.get('num_classes')
         if isinstance(found, int) and found != len(classes) and 'rpn' not in place:
             yield (
-                f'{place}.num_classes is {found}, and the training data has {len(classes)} '
+                f'fault: {place}.num_classes is {found}, and the training data has {len(classes)} '
                 f'classes: set it to {len(classes)} in the config'
             )
         node = {str(key): value for key, value in node.items()}
@@ -233,58 +241,57 @@ def _head_faults(node: Any, classes: Sequence[str] | None, place: str = 'model')
 
 
 def _look(
-    built: Any, place: int, decode: bool, dark: list[str]
-) -> tuple[dict, np.ndarray | None, list[str]]:
+    built: BaseDataset, decode: bool, local: bool, place: int
+) -> tuple[dict, np.ndarray | None, list[str], int | None]:
     """Load a sample's files as a run does; without `decode` its image is looked up only.
 
     Returns:
-        The sample, its label map if it has one, and what is wrong.
+        The sample, how many pixels have each label, what is wrong, and the brightest of 8 bits.
     """
     sample = built.get_data_info(place)
     path = sample['img_path']
-    label_map, faults = _look_at_labels(built, built.get_data_info(place))
-    local = '://' not in path and not getattr(built, 'backend_args', None)
+    counts, faults = _look_at_labels(built, local, built.get_data_info(place))
     if not decode:
-        return sample, label_map, faults + (_lookup_faults(path) if local else [])
+        return sample, counts, faults + (_lookup_faults(path) if local else []), None
     try:
         loaded = built.prepare_data(place)
         if loaded is None:
             raise ValueError('its loading steps give nothing')
     except Exception as error:
         fault = sample_fault(built, place) or f'{path} cannot be loaded ({first_line(error)})'
-        return sample, label_map, [*faults, fault]
+        return sample, counts, [*faults, fault], None
     faults += loaded_faults(loaded)
     if local and (broken := file_fault(path, None)):
         faults.append(broken)  # what decoders let pass
     image = loaded.get('img')
-    if image is not None and image.dtype == np.uint8 and image.max(initial=0) <= _DARK:
-        dark.append(path)
-    return sample, label_map, faults
+    shallow = image is not None and image.dtype == np.uint8
+    return sample, counts, faults, int(image.max(initial=0)) if shallow else None
 
 
 def _lookup_faults(path: str) -> list[str]:
     """Say whether an image is missing or empty, without reading it."""
     try:
-        size = os.path.getsize(path)
+        size = os.path.getsize(path) * os.path.isfile(path)
     except OSError as error:
         return [f'{path} cannot be read ({error.strerror})']
-    if os.path.isdir(path):
-        return [f'{path} is a folder, must be an image']
-    return [] if size else [f'{path} is empty (0 bytes)']
+    return [] if size else [f'{path} is empty, or no file']
 
 
-def _look_at_labels(built: Any, sample: dict) -> tuple[np.ndarray | None, list[str]]:
-    """Load a sample's label map, and say what is wrong with it."""
+def _look_at_labels(
+    built: BaseDataset, local: bool, sample: dict
+) -> tuple[np.ndarray | None, list[str]]:
+    """Load a sample's label map; say how many pixels have each label, and what is wrong."""
     path = str(sample.get('seg_map_path'))
     try:
         labels = load_labels(built, sample)
     except Exception as error:
-        fault = file_fault(path, error) or f'{path} cannot be loaded ({first_line(error)})'
-        return None, [fault]
+        steps = (step for step in loading_steps(built) if getattr(step, 'with_seg', False))
+        fault = file_fault(path, error, getattr(next(steps), 'backend_args', None))
+        return None, [fault or f'{path} cannot be loaded ({first_line(error)})']
     faults = list(loaded_faults(sample))
     if labels is None or labels.ndim != 2:
         return None, faults
-    return labels, faults + _stored_faults(path)
+    return np.bincount(labels.ravel()), faults + (_stored_faults(path) if local else [])
 
 
 def _stored_faults(path: str) -> list[str]:
@@ -295,7 +302,7 @@ def _stored_faults(path: str) -> list[str]:
         with Image.open(path) as image:
             kind, mode = image.format, image.mode
             top = np.max(np.asarray(image)) if mode.startswith(('I', 'F')) else 0
-    except OSError:  # remote, or of a format of its loader's
+    except OSError:  # of a format that only its loader reads
         return []
     if kind == 'JPEG':
         return [f'{path} is a JPEG, which blurs labels into others: write it anew as png']

@@ -14,14 +14,6 @@ from mmengine.registry import DATASETS
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _LIBRARIES = ('mmdet', 'mmseg', 'mmpose', 'mmpretrain', 'mmengine')
-# What tools/make_mini_data.py calls the layout that a type reads.
-_MINI_LAYOUTS = {
-    'ADE20KDataset': 'ade20k',
-    'CocoDataset': 'coco',
-    'CocoWholeBodyDataset': 'coco_wholebody',
-    'ImageNet': 'imagenet',
-    'CustomDataset': 'imagenet',
-}
 # These fetch what is missing.
 _DOWNLOADED = ('CIFAR10', 'CIFAR100', 'FashionMNIST', 'MNIST', 'OneDLDataset')
 
@@ -60,28 +52,15 @@ def check_paths(cfg: Mapping[str, Any], loaders: Sequence[str] = LOADERS) -> Non
         evaluators = cfg.get(place)
         for evaluator in [evaluators] if isinstance(evaluators, Mapping) else evaluators or ():
             path = evaluator.get('ann_file') if isinstance(evaluator, Mapping) else None
-            if isinstance(path, str) and not _remote(path, evaluator) and not _exists(path):
+            if isinstance(path, str) and not remote(path, evaluator) and not _exists(path):
                 raise DataNotFoundError(
                     f'annotation file not found: {os.path.abspath(path)} ({place}.ann_file); pass '
                     f'--data-root DIR, or --cfg-options {place}.ann_file=FILE'
                 )
 
 
-def check_data_root(cfg: Mapping[str, Any], splits: Sequence[str]) -> None:
-    """Check the paths of some of 'train', 'val' and 'test', as `check_paths` does."""
-    check_paths(cfg, [f'{split}_dataloader' for split in splits])
-
-
 def check_part(part: Part, scope: str | None) -> None:
-    """Check one data set's paths, as `check_paths` does.
-
-    Args:
-        part: the data set.
-        scope: the library that a type without scope is of.
-
-    Raises:
-        DataNotFoundError: as `check_paths` has it.
-    """
+    """Check one data set's paths, as `check_paths` does; types without scope are of `scope`."""
     dataset = part.cfg
     kind = type_name(dataset.get('type', ''))
     library = _library(dataset.get('type', ''), scope)
@@ -89,29 +68,29 @@ def check_part(part: Part, scope: str | None) -> None:
         return
     root = dataset.get('data_root') or ''
     ann_file = dataset.get('ann_file')
+    ann_file = ann_file if isinstance(ann_file, str) else ''
     folders = _read_folders(part, library)
 
     def fail(what: str, path: str) -> None:
         named = [ann_file, *(os.path.join(each, '') for each in folders)]
         tree = f'; expected in {root}: {", ".join(filter(None, named))}' if root else ''
-        layout = _MINI_LAYOUTS.get(kind)
-        make = f', or run `python tools/make_mini_data.py DIR --layout {layout}`' if layout else ''
+        make = ' (tools/make_mini_data.py draws it)' if 'mini' in root else ''
         raise DataNotFoundError(
             f'{what}: {os.path.abspath(path)} ({part.place}, {kind}){tree}; pass --data-root DIR '
             f'to say where it is{make}'
         )
 
-    if _remote(root, dataset):
+    if remote(root, dataset):
         return
     if root and not _exists(root):
         fail('data folder not found', root)
-    if isinstance(ann_file, str) and ann_file:
+    if ann_file:
         path = os.path.join(root, ann_file)
-        if not _remote(path, dataset) and not _exists(path):
+        if not remote(path, dataset) and not _exists(path):
             fail('annotation file not found', path)
     for folder in folders:
         path = os.path.join(root, folder)
-        if not path or _remote(path, dataset, *part.pipeline):
+        if not path or remote(path, dataset, *each_step(part.pipeline)):
             continue
         if not os.path.isdir(os.path.expanduser(path)):
             fail('data folder not found', path)
@@ -121,7 +100,7 @@ def check_part(part: Part, scope: str | None) -> None:
         if not _holds(path, suffix):
             fail(f'no *{suffix} (img_suffix) in' if suffix else 'data folder is empty', path)
     boxes = dataset.get('bbox_file')
-    if isinstance(boxes, str) and not _remote(boxes, dataset) and not _exists(boxes):
+    if isinstance(boxes, str) and not remote(boxes, dataset) and not _exists(boxes):
         raise DataNotFoundError(
             f'person boxes not found: {os.path.abspath(boxes)} ({part.place}.bbox_file); to take '
             f'the annotated boxes instead, pass --cfg-options {part.place}.bbox_file=None'
@@ -129,16 +108,7 @@ def check_part(part: Part, scope: str | None) -> None:
 
 
 def each_part(node: Any, place: str, around: Sequence[Mapping] = ()) -> Iterator[Part]:
-    """Find the data sets that read files, through wrappers.
-
-    Args:
-        node: config of a data set or of a wrapper of some; of None there are none.
-        place: where in the config it stands.
-        around: the steps of the wrappers' pipelines.
-
-    Yields:
-        Each one.
-    """
+    """Find the data sets that read files, through wrappers (whose pipelines are `around` them)."""
     if not isinstance(node, Mapping):
         return
     steps = [step for step in node.get('pipeline') or () if isinstance(step, Mapping)]
@@ -153,11 +123,7 @@ def each_part(node: Any, place: str, around: Sequence[Mapping] = ()) -> Iterator
 
 
 def type_name(kind: str | type) -> str:
-    """A type's name without its library.
-
-    Args:
-        kind: as a config's ``type`` says it: a name, or the class itself.
-    """
+    """The name without its library of a config's ``type``, which may be a class."""
     return kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
 
 
@@ -175,14 +141,16 @@ def _library(kind: str | type, scope: str | None) -> str | None:
 
 def _read_folders(part: Part, library: str) -> list[str]:
     """The folders below a data set's root that its pipeline reads, images first."""
-    steps = [(type_name(step['type']), step) for step in _steps(part.pipeline) if step.get('type')]
+    steps = [
+        (type_name(step['type']), step) for step in each_step(part.pipeline) if step.get('type')
+    ]
     prefixes = part.cfg.get('data_prefix') or {}
     if not isinstance(prefixes, Mapping):  # mmpretrain allows a plain string
         prefixes = {'img_path': prefixes}
-    if type_name(part.cfg['type']) == 'ImageNet' and not any(prefixes.values()):
+    if type_name(part.cfg.get('type', '')) == 'ImageNet' and not any(prefixes.values()):
         prefixes = {'img_path': part.cfg.get('split')}
     reads = {
-        'img': any(name.startswith('LoadImage') for name, _ in steps),
+        'img': any(name.startswith('Load') and 'Image' in name for name, _ in steps),
         'seg': any(
             step.get('with_seg', library == 'mmseg' or name == 'LoadPanopticAnnotations')
             for name, step in steps
@@ -197,18 +165,18 @@ def _read_folders(part: Part, library: str) -> list[str]:
     ]
 
 
-def _steps(node: Any) -> Iterator[Mapping[str, Any]]:
+def each_step(node: Any) -> Iterator[Mapping[str, Any]]:
     """Yield the transforms of a pipeline, and those inside them."""
     if isinstance(node, Mapping):
         yield node
         node = list(node.values())
     if isinstance(node, list | tuple):
         for each in node:
-            yield from _steps(each)
+            yield from each_step(each)
 
 
-def _remote(path: str, *readers: Mapping[str, Any]) -> bool:
-    """Whether a path is for a file backend to resolve, or any of its readers has one."""
+def remote(path: str, *readers: Mapping[str, Any]) -> bool:
+    """Whether a path is for a file backend to resolve, or any step or data set has one for it."""
     if '://' in path:
         return True
     for reader in readers:
@@ -223,12 +191,13 @@ def _exists(path: str) -> bool:
 
 
 def _holds(folder: str, suffix: str) -> bool:
-    """Whether a folder, or one below it, has a file of a name that ends so (any entry without)."""
-    if not suffix:
-        with os.scandir(os.path.expanduser(folder)) as entries:
-            return any(entries)
-    return any(
-        name.endswith(suffix)
-        for _, _, names in os.walk(os.path.expanduser(folder), followlinks=True)
-        for name in names
-    )
+    """Whether a folder, or one below it, has a file whose name ends so: stops at the first."""
+    folders = [os.path.expanduser(folder)]
+    for each in folders:
+        with os.scandir(each) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    folders.append(entry.path)
+                elif entry.name.endswith(suffix):
+                    return True
+    return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 _PARTS = ('keypoints', 'foot_kpts', 'face_kpts', 'lefthand_kpts', 'righthand_kpts')
@@ -17,45 +17,48 @@ _FARTHEST = 100_000  # pixels: pycocotools walks along a polygon in fifths of on
 
 
 def coco_faults(
-    content: Mapping[str, Any], dataset: Any, evaluated: bool, masks: bool
+    content: Mapping[str, Any], dataset: Any, needed: Sequence[str], masks: bool
 ) -> Iterator[tuple[bool, str]]:
     """Look through a file that its data set's class has read.
 
     Args:
         content: of the file.
         dataset: the built data set.
-        evaluated: whether a metric reads the file, too.
+        needed: the fields that the metric reads, and the data set does not.
         masks: whether the pipeline reads masks.
 
     Yields:
         Whether it is a fault (else it may be meant so), and a line.
     """
     for name in ('images', 'annotations'):
-        twice = [key for key, n in Counter(each['id'] for each in content[name]).items() if n > 1]
-        if twice:
+        counts = Counter(each['id'] for each in content[name] if 'id' in each)
+        if twice := [key for key, count in counts.items() if count > 1]:
             yield True, f'{len(twice)} ids of {name} are there twice, the first {twice[0]}'
-    categories = {each['id']: each.get('name') for each in content.get('categories', ())}
+    categories = {each['id']: each.get('name') for each in content['categories']}
+    chosen = set(getattr(dataset, 'cat_ids', None) or categories)
     yield from _category_faults(categories, dataset)
     sizes = {each['id']: (each.get('height'), each.get('width')) for each in content['images']}
     passed_over: Counter[str] = Counter()
     lengths: dict[str, int] = {}
     reaching = 0
     for annotation in content['annotations']:
-        number, size = annotation['id'], sizes.get(annotation['image_id'])
+        size, category = sizes.get(annotation.get('image_id')), annotation.get('category_id')
         if size is None:
             passed_over['an image that the file does not list'] += 1
             continue
-        if annotation.get('category_id') not in categories:
-            passed_over['a category that the file does not list'] += 1
+        if category not in chosen:  # which nobody reads
+            passed_over['a category that the file does not list'] += category not in categories
             continue
         fault = _number_fault(annotation, lengths)
-        if fault is None and evaluated:
-            missing = [name for name in ('area', 'iscrowd') if name not in annotation]
-            fault = f'has no {missing[0]!r}, which the metric reads' if missing else None
+        if fault is None and (missing := [name for name in needed if name not in annotation]):
+            fault = f'has no {missing[0]!r}, which the metric reads'
         if fault is None and masks:
             fault = mask_fault(annotation.get('segmentation'), size)
         if fault is not None:
-            yield True, f'annotation {number} (image {annotation["image_id"]}) {fault}'
+            yield (
+                True,
+                f'annotation {annotation.get("id")} (image {annotation["image_id"]}) {fault}',
+            )
             continue
         x, y, width, height = annotation.get('bbox', (0, 0, 1, 1))
         if None not in size:
@@ -66,7 +69,7 @@ def coco_faults(
         if masks and isinstance(polygons, list) and not any(len(each) > 5 for each in polygons):
             passed_over['no polygon of three points'] += 1
     total = len(content['annotations'])
-    for reason, count in passed_over.items():
+    for reason, count in (+passed_over).items():
         yield False, f'{count:,} of {total:,} annotations have {reason} and are passed over'
     if reaching > total / 10:
         yield (

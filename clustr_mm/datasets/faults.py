@@ -42,14 +42,14 @@ def sample_fault(dataset: Any, index: int) -> str | None:
         try:
             loaded = step(sample)
         except Exception as error:
-            faults = (file_fault(path, error, _backend_args(step)) for path in paths)
-            return next((fault for fault in faults if fault), None)
+            backend = getattr(step, 'backend_args', None)
+            return next(filter(None, (file_fault(path, error, backend) for path in paths)), None)
         if loaded is None:
             return None
         sample = loaded
     if not steps:  # it reads its files in a way of its own
         faults = (file_fault(path, None) for path, is_image in _paths(sample) if is_image)
-        return next((fault for fault in faults if fault), None)
+        return next(filter(None, faults), None)
     return next(loaded_faults(sample), None)
 
 
@@ -182,8 +182,3 @@ def _paths(node: Any, key: str = '') -> Iterator[tuple[str, bool]]:
             yield from _paths(value, key)
     elif isinstance(node, str) and 'path' in key:
         yield node, 'img' in key
-
-
-def _backend_args(step: Any) -> Mapping[str, Any] | None:
-    """Where a loading step reads its files from."""
-    return getattr(step, 'backend_args', None)

@@ -21,20 +21,24 @@ def label_report(dataset: Any, limit: int = 200) -> list[str]:
         limit: how many samples to look at, spread over the data set; their label maps are read.
 
     Returns:
-        A line each: labels that are no class, and classes that no sample has (of few samples, only
-        where half of the classes or more are missing).
+        A line each: labels that are no class, and half of the classes or more without one label,
+        where the samples are enough to tell.
     """
     labels = Labels()
     parts = list(_inner(dataset))
+    all_seen = sum(map(len, parts)) <= limit
     for part in parts:
         for place in np.unique(np.linspace(0, len(part) - 1, limit // len(parts) + 1, dtype=int)):
             try:
                 sample = part.get_data_info(int(place))
-                labels.add(part, sample, load_labels(part, sample))
+                found = load_labels(part, sample)
+                labels.add(part, sample, None if found is None else np.bincount(found.ravel()))
             except Exception:  # what is wrong with it is said when it is trained on
                 continue
     known = len(labels.classes or ())
-    return labels.lines() if labels.outside or 2 * len(labels.missing()) >= known else []
+    labelled = labels.counts.total() if labels.unit != 'pixel' else 10 * labels.samples
+    telling = (all_seen or labelled >= 10 * known) and 2 * len(labels.missing()) >= known
+    return labels.lines() if labels.outside or telling else []
 
 
 def load_labels(dataset: Any, sample: dict) -> np.ndarray | None:
@@ -65,18 +69,21 @@ class Labels:
         self.samples = 0
         self.unit = 'image'
 
-    def add(self, dataset: Any, sample: Mapping[str, Any], label_map: np.ndarray | None) -> None:
-        """Count a sample's pixels, boxes or itself, by their label."""
-        self.classes = self.classes or dataset.metainfo.get('classes')
-        self.samples += 1
-        if label_map is not None:
+    def add(self, dataset: Any, sample: Mapping[str, Any], pixels: np.ndarray | None) -> None:
+        """Count a labelled sample itself, its boxes, or its `pixels` of each label."""
+        given = np.atleast_1d(sample.get('gt_label', ()))
+        if pixels is not None:
             self.unit = 'pixel'
-            found = dict(enumerate(np.bincount(label_map.ravel()).tolist()))
+            found = dict(enumerate(pixels.tolist()))
         elif 'instances' in sample:
             self.unit = 'box'
             found = Counter(each.get('bbox_label', 0) for each in sample['instances'])
+        elif given.dtype.kind in 'iu':
+            found = Counter(given.tolist())
         else:
-            found = Counter(np.atleast_1d(sample.get('gt_label', [])).tolist())
+            return
+        self.samples += 1
+        self.classes = self.classes or dataset.metainfo.get('classes')
         self.counts.update(found)
         if not self.classes or (self.unit == 'pixel' and not hasattr(dataset, 'reduce_zero_label')):
             return  # mmdet's label maps may count stuff besides
@@ -104,9 +111,9 @@ class Labels:
                 f'labels {named} are no class, must be 0 to {known - 1}; the first is in '
                 f'{min(self.outside.values())}'
             )
-        if known and self.counts and (missing := self.missing()):
+        if self.samples and (missing := self.missing()):
             of = f'{len(missing)} of {known} classes'
-            line = f'{of} have not one {self.unit} of {self.samples:,} samples'
+            line = f'{of} have not one {self.unit} in {self.samples:,} samples'
             line += f': {", ".join(missing):.200}'
             if self.unit == 'pixel' and (ignored := self.counts[IGNORED]):
                 share = ignored / self.counts.total()

@@ -19,7 +19,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from clustr_mm.datasets.check import check_data_root
+from clustr_mm.datasets.check import check_paths
 from clustr_mm.engine.checkpoints import newest_checkpoint
 from clustr_mm.engine.config import (
     check_keys,
@@ -30,7 +30,7 @@ from clustr_mm.engine.config import (
     use_init_from,
 )
 from clustr_mm.engine.errors import UserError, explained
-from clustr_mm.engine.options import TRUST, CfgOptions, Parser, choose_device, read_safely
+from clustr_mm.engine.options import TRUST, CfgOptions, Parser, choose_device, reading_safely
 from clustr_mm.engine.runner import ToolRunner
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
@@ -130,7 +130,6 @@ def _run(tool: str, arguments: Sequence[str] | None) -> Any:
     if options.debug:
         os.environ['CLUSTR_DEBUG'] = '1'
     _end_with_launcher()
-    read_safely(options.trust_checkpoint)
     device = choose_device(options.device)
     cfg = load_config(options.config)
     library = library_of(cfg)
@@ -138,7 +137,7 @@ def _run(tool: str, arguments: Sequence[str] | None) -> Any:
     _apply(cfg, tool, options, device)
     check_keys(cfg, options.cfg_options)
     script = _Script(library, tool, cfg, options)
-    with explained(cfg):
+    with reading_safely(options.trust_checkpoint), explained(cfg):
         script.run(theirs)
     return script.runner
 
@@ -204,7 +203,7 @@ class _Script:
             _settle_start(cfg, self.options)
         if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
             splits = ('train', 'val') if self.tool == 'train' else ('test',)
-            check_data_root(cfg, splits)
+            check_paths(cfg, [f'{split}_dataloader' for split in splits])
         self.runner = (build or ToolRunner.from_cfg)(cfg)
         return self.runner
 

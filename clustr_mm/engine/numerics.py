@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from torch import Tensor
 from torch.optim import Optimizer
 
 from clustr_mm.engine.errors import UserError
+from clustr_mm.engine.unwrapping import unwrapped
 
 _SHOWN = 4  # file names in a message
 
@@ -156,8 +156,7 @@ def batch_files(batch: Any) -> list[str]:
 
 
 def _buffers(runner: Any) -> Iterator[Tensor]:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return model.buffers()
+    return unwrapped(runner.model).buffers()
 
 
 def _wrappers(runner: Any) -> Iterator[OptimWrapper]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -55,7 +57,7 @@ class CfgOptions(DictAction):
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Adds ``--trust-checkpoint``, which every tool that reads checkpoints takes.
 
-    :func:`read_safely` then takes its value.
+    :func:`clustr_mm.weights.files.trust_checkpoints` then takes its value.
 
     Args:
         parser: Where to add it.
@@ -63,8 +65,9 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--trust-checkpoint', **TRUST)  # type: ignore[arg-type]
 
 
-def read_safely(trusted: bool) -> None:
-    """Says whether checkpoints may run code from now on, in this process and those it starts.
+@contextmanager
+def reading_safely(trusted: bool) -> Iterator[None]:
+    """Says whether checkpoints may run code, in this process and those that it starts.
 
     Args:
         trusted: ``--trust-checkpoint``. Without it torch refuses every pickle of more than plain
@@ -74,10 +77,16 @@ def read_safely(trusted: bool) -> None:
     own = ['', 'http://', 'https://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://', r'.*\.safetensors$']
     CheckpointLoader.register_scheme(own, _read, force=True)
     trust_checkpoints(trusted)
-    if trusted:
-        os.environ.pop(WEIGHTS_ONLY, None)
-    else:
+    before = os.environ.pop(WEIGHTS_ONLY, None)
+    if not trusted:
         os.environ[WEIGHTS_ONLY] = '1'
+    try:
+        yield
+    finally:
+        trust_checkpoints(False)
+        os.environ.pop(WEIGHTS_ONLY, None)
+        if before is not None:
+            os.environ[WEIGHTS_ONLY] = before
 
 
 def choose_device(name: str | None) -> str:

@@ -13,14 +13,13 @@ from typing import Any
 
 from mmengine.dist import broadcast_object_list, get_world_size, is_main_process, master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
-from torch import nn
 
 from clustr_mm.engine.errors import UserError
 from clustr_mm.engine.samples import place_batches
 from clustr_mm.engine.seeding import seed_step
+from clustr_mm.engine.unwrapping import unwrapped
 
 _DONE = 'epoch_batches_done'  # of how many, in the message hub, which every checkpoint holds
 _VALIDATED = 'last_validation'  # a file in the work folder: the epoch or iteration
@@ -146,7 +145,7 @@ class ResumeHook(Hook):
         if 'optimizer' in checkpoint and get_world_size() == 1:
             waiting = {
                 name: parameter.grad.cpu()
-                for name, parameter in _bare(runner.model).named_parameters()
+                for name, parameter in unwrapped(runner.model).named_parameters()
                 if parameter.grad is not None
             }
             if waiting:
@@ -165,7 +164,7 @@ class ResumeHook(Hook):
                 note.unlink(missing_ok=True)  # an earlier run's
             return
         if get_world_size() == 1:
-            for name, parameter in _bare(runner.model).named_parameters():
+            for name, parameter in unwrapped(runner.model).named_parameters():
                 if name in gradients:
                     parameter.grad = gradients[name].to(parameter.device)
         if stateful := sorted(_stateful(runner)):
@@ -205,11 +204,6 @@ def _place(runner: Any) -> tuple[int, int]:
     return runner.iter, runner.max_iters
 
 
-def _bare(model: nn.Module) -> nn.Module:
-    """The model without the wrapper that several processes put around it."""
-    return model.module if is_model_wrapper(model) else model
-
-
 def _stateful(runner: Any) -> Iterator[str]:
     """Names parts of the training that keep a state which no checkpoint holds."""
     waiting = [runner.train_loop.dataloader.dataset]
@@ -221,7 +215,7 @@ def _stateful(runner: Any) -> Iterator[str]:
                 yield type(step).__name__
         waiting += getattr(dataset, 'datasets', [])
         waiting += [dataset.dataset] if hasattr(dataset, 'dataset') else []
-    preprocessor = getattr(_bare(runner.model), 'data_preprocessor', None)
+    preprocessor = getattr(unwrapped(runner.model), 'data_preprocessor', None)
     for augment in getattr(preprocessor, 'batch_augments', None) or ():
         if hasattr(augment, '_input_size'):  # the size that BatchSyncRandomResize drew last
             yield type(augment).__name__

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list
-from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor, nn
 
 from clustr_mm.engine.checkpoints import check_training_state, newest_checkpoint
 from clustr_mm.engine.errors import UserError
+from clustr_mm.engine.unwrapping import unwrapped
 from clustr_mm.weights.files import CheckpointError, load_strictly, read_checkpoint, state_dict_of
 
 # Rank, world size and local rank, as each launcher says them.
@@ -151,7 +152,7 @@ class ToolRunner(Runner):
             # Old versions of mmengine kept a config there, and resuming runs it.
             checkpoint['meta'].pop('config', None)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
+        model = unwrapped(self.model)
         weights = state_dict_of(checkpoint, filename)
         if strict or self._strict:
             if unexpected := load_strictly(model, weights, source=filename):

@@ -207,7 +207,7 @@ class ClusterAttention(nn.Module):
                     f'{tokens}; pass the height and width of its map'
                 )
             windows = split_map(height, width, self.cluster_window, counts, x.device)
-            if len(windows.groups) > 1 or len(windows.groups[0].tokens) > 1:
+            if len(windows.groups) > 1 or windows.groups[0].windows > 1:
                 labels = windowed_dpc_knn(x, windows, self.k, self.backend)
                 return Clusters(labels, windows.num_clusters, windows)
         if self.backend == 'traceable':  # a graph for any size does not know where M = N

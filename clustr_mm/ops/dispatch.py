@@ -171,9 +171,14 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
 def _autocast_device(x: Tensor) -> str | None:
     """The name of x's device for autocast; None where there is no autocast, as in old MPS."""
     name = 'cpu' if x.is_meta else x.device.type  # autocast does not know the meta device
+    return name if _has_autocast(name) else None
+
+
+@constant_in_graphs
+def _has_autocast(device: str) -> bool:
     if hasattr(torch.amp, 'is_autocast_available'):
-        return name if torch.amp.is_autocast_available(name) else None
-    return name if name in ('cpu', 'cuda') else None
+        return torch.amp.is_autocast_available(device)
+    return device in ('cpu', 'cuda')
 
 
 # -------------------------------------------------------------------------------------- operators

@@ -35,7 +35,7 @@ class CheckpointError(ValueError):
 
 
 def trust_checkpoints(trusted: bool) -> None:
-    """Sets what ``read_checkpoint`` and ``load_pretrained`` do without ``trust=True``."""
+    """Sets what reading does without ``trust=True``, from now on and in the whole process."""
     global _trusted
     _trusted = trusted
 
@@ -44,7 +44,6 @@ def read_checkpoint(
     source: str | os.PathLike[str],
     map_location: str | torch.device = 'cpu',
     trust: bool = False,
-    structures: str = '',
 ) -> dict[str, Any]:
     """Reads a checkpoint, verified, without running anything that it contains.
 
@@ -57,8 +56,6 @@ def read_checkpoint(
         map_location: Device of the tensors.
         trust: Whether a pickle that names more than plain data is loaded all the same. It can run
             any code.
-        structures: A regular expression of the dotted names of further classes that may be in it;
-            they must be of plain data.
 
     Returns:
         The dict in the file; of a safetensors file ``{'state_dict': tensors, 'meta': metadata}``.
@@ -69,7 +66,7 @@ def read_checkpoint(
     name = str(source)
     try:
         with local_file(name) as path:
-            return _read_file(path, name, map_location, trust or _trusted, structures)
+            return _read_file(path, name, map_location, trust or _trusted)
     except OSError as error:
         raise CheckpointError(f'{name} cannot be fetched ({_first_line(error)})') from error
 
@@ -237,7 +234,7 @@ def replace_durably(part: str | os.PathLike[str], path: str | os.PathLike[str]) 
 
 
 def _read_file(
-    path: Path, source: str, map_location: str | torch.device, trust: bool, structures: str
+    path: Path, source: str, map_location: str | torch.device, trust: bool
 ) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f'checkpoint {source} does not exist; check the path')
@@ -246,7 +243,7 @@ def _read_file(
         content = (
             _read_safetensors(path, map_location)
             if source.endswith('.safetensors')
-            else _read_torch(path, map_location, trust, structures)
+            else _read_torch(path, map_location, trust)
         )
     except CheckpointError:
         raise
@@ -306,7 +303,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read_torch(path: Path, map_location: str | torch.device, trust: bool, structures: str) -> Any:
+def _read_torch(path: Path, map_location: str | torch.device, trust: bool) -> Any:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if (record := archive.testzip()) is not None:
@@ -318,7 +315,7 @@ def _read_torch(path: Path, map_location: str | torch.device, trust: bool, struc
         return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError:
         pass
-    known = restricted_pickle(structures)
+    known = restricted_pickle()
     with _own_unpickler():
         try:  # a training checkpoint of mmengine, for example
             return torch.load(path, map_location, pickle_module=known, weights_only=False)

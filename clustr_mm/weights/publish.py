@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clustr_mm.models import ARCHS, ClusTR
+from clustr_mm.models import ARCHS
 from clustr_mm.weights.files import (
     CheckpointError,
     read_checkpoint,
     save_checkpoint,
     state_dict_of,
 )
+from clustr_mm.weights.published import backbone_shapes
 
 PARTS = ('model', 'backbone')
 _HASH_DIGITS = 8  # as torch.hub has it in its files' names
@@ -90,15 +91,9 @@ def find_arch(weights: Mapping[str, Tensor]) -> str | None:
     Returns:
         A key of ``ARCHS``; None for another backbone or a variant of one's own.
     """
-    shapes = {
-        key.removeprefix(_PREFIX): value.shape
-        for key, value in weights.items()
-        if key.startswith(_PREFIX)
-    }
-    for arch in ARCHS:
-        if {key: value.shape for key, value in ClusTR(arch=arch).state_dict().items()} == shapes:
-            return arch
-    return None
+    shapes = {key: tuple(value.shape) for key, value in weights.items()}
+    own = {key: shape for key, shape in shapes.items() if key.startswith(_PREFIX)}
+    return next((arch for arch in ARCHS if backbone_shapes(arch) == own), None)
 
 
 def _origin(content: Mapping[str, Any], source: str) -> dict[str, str]:

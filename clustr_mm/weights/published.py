@@ -63,59 +63,50 @@ def convert_published(
     Raises:
         CheckpointError: If a key is unmatched on either side, or a shape differs.
     """
-    renamed: dict[str, Tensor] = {}
-    published: dict[str, str] = {}  # our key to the published one
-    unmatched = []
-    for key, value in state_dict.items():
-        ours = f'head.fc.{key[5:]}' if key in ('head.weight', 'head.bias') else rename(key)
-        if ours is None:
-            unmatched.append(key)
-            continue
-        ours = ours if ours.startswith('head.') else f'backbone.{ours}'
-        renamed[ours] = value
-        published[ours] = key
-
+    ours = {key: _ours(key) for key in state_dict}
+    converted = {ours[key]: value for key, value in state_dict.items()}
+    theirs = {value: key for key, value in ours.items()}
     candidates = list(ARCHS) if arch is None else [arch]
-    expected = {i: _expected_shapes(a) for i, a in enumerate(candidates)}
-
-    def misfit(i: int) -> int:
-        shapes = expected[i]
-        both = shapes.keys() & renamed.keys()
-        return len(shapes.keys() ^ renamed.keys()) + sum(
-            shapes[key] is not None and tuple(renamed[key].shape) != shapes[key] for key in both
-        )
-
-    best = min(expected, key=misfit)
-    shapes = expected[best]
-    unmatched += [published[key] for key in renamed if key not in shapes]
-    missing = [key for key in shapes if key not in renamed]
-    wrong = [
-        f'{published[key]} is {tuple(renamed[key].shape)}, not {shapes[key]}'
-        for key in shapes.keys() & renamed.keys()
-        if shapes[key] is not None and tuple(renamed[key].shape) != shapes[key]
-    ]
-    if unmatched or missing or wrong:
-        parts = [
+    problems = [_problems(converted, theirs, backbone_shapes(each)) for each in candidates]
+    best = min(range(len(candidates)), key=lambda i: sum(map(len, problems[i].values())))
+    if any(problems[best].values()):
+        said = [
             f'{len(names)} {what}: {", ".join(sorted(names))}'
-            for what, names in (
-                ('keys of the source have no place', unmatched),
-                ('keys of ours have no source', missing),
-                ('shapes differ', wrong),
-            )
+            for what, names in problems[best].items()
             if names
         ]
         raise CheckpointError(
             f'these are not the published weights of arch {candidates[best]!r} with a head '
-            f'({"; ".join(parts)}); give a whole published state dict, or its variant by --arch'
+            f'({"; ".join(said)}); give a whole published state dict, or its variant by --arch'
         )
-    return candidates[best], renamed
+    return candidates[best], converted
 
 
-def _expected_shapes(arch: str | Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
-    """Our keys with their shapes; None for the head, whose number of classes is free."""
-    backbone = ClusTR(arch=arch)
-    shapes: dict[str, tuple[int, ...] | None] = {
-        f'backbone.{key}': tuple(value.shape) for key, value in backbone.state_dict().items()
+def backbone_shapes(arch: str | Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a backbone's weights by key, such as ``backbone.stages.0.norm.weight``."""
+    state = ClusTR(arch=arch).state_dict()
+    return {f'backbone.{key}': tuple(value.shape) for key, value in state.items()}
+
+
+def _ours(key: str) -> str:
+    """Our whole key for a published one; a key that is not published stays what it is."""
+    if key in ('head.weight', 'head.bias'):
+        return f'head.fc.{key[5:]}'
+    name = rename(key)
+    return key if name is None else f'backbone.{name}'
+
+
+def _problems(
+    given: Mapping[str, Tensor], theirs: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, list[str]]:
+    """What keeps renamed tensors from being a backbone of these shapes with a head."""
+    wanted = [*shapes, 'head.fc.weight', 'head.fc.bias']  # of any number of classes
+    return {
+        'keys of the source have no place': [theirs[key] for key in given if key not in wanted],
+        'keys of ours have no source': [key for key in wanted if key not in given],
+        'shapes differ': [
+            f'{theirs[key]} is {tuple(given[key].shape)}, not {shape}'
+            for key, shape in shapes.items()
+            if key in given and given[key].shape != shape
+        ],
     }
-    shapes |= {'head.fc.weight': None, 'head.fc.bias': None}
-    return shapes

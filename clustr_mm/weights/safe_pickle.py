@@ -1,7 +1,7 @@
 """Pickles of tensors and plain data, read without running what else they name.
 
 ``torch.load(weights_only=True)`` knows tensors; mmengine's training checkpoints hold the run's
-history besides. The modules made here are for torch.load's ``pickle_module``.
+history besides.
 """
 
 from __future__ import annotations
@@ -36,17 +36,14 @@ class WantsCodeError(pickle.UnpicklingError):
 
 
 @functools.cache
-def restricted_pickle(more: str = '') -> Any:
+def restricted_pickle() -> Any:
     """Makes a pickle module that refuses every class and function but those of plain data.
-
-    Args:
-        more: A regular expression of dotted names that are let in as well.
 
     Returns:
         A module for torch.load's ``pickle_module``; its loading raises ``WantsCodeError`` before
         anything that a refused name stands for is called.
     """
-    allowed = re.compile(f'{_PLAIN}|{more}' if more else _PLAIN)
+    allowed = re.compile(_PLAIN)
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:

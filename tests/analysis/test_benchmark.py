@@ -3,6 +3,7 @@
 import csv
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,6 +55,20 @@ def test_speed_prints_ratios_and_writes_a_table(run):
         assert float(row['seconds']) > 0 and float(row['cpu_seconds']) > 0
         assert float(row['ratio']) == 1 or row['model'] != 'clustr_t'
         assert float(row['images_per_second']) == pytest.approx(1 / float(row['seconds']), rel=1e-3)
+
+
+def test_a_bare_python_with_torch_will_do(tmp_path):
+    program = f"""
+import runpy, sys
+for name in ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpose', 'mmpretrain', 'cv2', 'safetensors'):
+    sys.modules[name] = None  # as where it is not installed
+sys.argv[1:] = 'speed --models clustr_t --shape 32 --batch 1 --rounds 1 --device cpu --out'.split()
+sys.argv.append({str(tmp_path)!r})
+runpy.run_path({str(TOOL)!r}, run_name='__main__')
+"""
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'clustr_t' in done.stdout
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')

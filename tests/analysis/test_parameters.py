@@ -8,7 +8,6 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from clustr_mm.analysis.parameters import count_parameters
-from clustr_mm.engine.errors import UserError
 
 for library in ('mmdet', 'mmseg', 'mmpose', 'mmpretrain'):
     pytest.importorskip(library)
@@ -51,5 +50,5 @@ def test_given_configs_alone_are_counted(capsys):
 
 def test_a_config_without_a_model_is_named():
     path = str(CONFIGS / '_base_' / 'datasets' / 'ade20k.py')
-    with pytest.raises(UserError, match='ade20k.py has no model with a backbone'):
+    with pytest.raises(ValueError, match='ade20k.py has no model with a backbone'):
         TOOL['main']([path])

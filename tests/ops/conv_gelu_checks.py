@@ -2,7 +2,7 @@
 
 On a CPU they need TRITON_INTERPRET=1 before triton is imported, which nothing else should see:
 
-    TRITON_INTERPRET=1 pytest tests/models/conv_gelu_checks.py
+    TRITON_INTERPRET=1 pytest tests/ops/conv_gelu_checks.py
 """
 
 import os
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from triton_process import poisoned_memory
 
-from clustr_mm.ops.conv_gelu.conv_gelu import conv_gelu_triton
+from clustr_mm.ops.conv_gelu import conv_gelu
+from clustr_mm.ops.conv_gelu.triton import conv_gelu_triton
 
 DEVICE = 'cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda'
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -25,13 +26,6 @@ def poisoned():
         yield
 
 
-def plain(u, hw, weight, bias):
-    """GELU(u + DWConv3x3(u)) in u's own dtype, operator by operator."""
-    u = u.transpose(1, 2).unflatten(2, hw)
-    v = u + F.conv2d(u, weight.to(u.dtype), bias.to(u.dtype), padding=1, groups=len(weight))
-    return F.gelu(v).flatten(2).transpose(1, 2)
-
-
 def make_case(batch, height, width, channels, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     u = torch.randn(batch, height * width, channels, generator=generator)
@@ -42,14 +36,23 @@ def make_case(batch, height, width, channels, dtype=torch.float32, seed=0):
     return u, (height, width), weight.to(DEVICE), bias.to(DEVICE), grad
 
 
+def plain(u, hw, weight, bias):
+    """The definition."""
+    channels = len(bias)
+
+    def dwconv(u):
+        return F.conv2d(u, weight.to(u.dtype), bias.to(u.dtype), padding=1, groups=channels)
+
+    return conv_gelu(u, hw, dwconv)
+
+
 def with_gradients(function, case, dtype=None):
-    """The result, and the gradients of u, weight and bias; in ``dtype``, or as they are."""
+    """The result and the gradients of tokens, weight and bias."""
     u, hw, weight, bias, grad = case
-    u, weight, bias, grad = (t.detach().to(dtype or t.dtype) for t in (u, weight, bias, grad))
-    inputs = [t.requires_grad_() for t in (u, weight, bias)]
-    out = function(u, hw, weight, bias)
-    out.backward(grad)
-    return [out.detach(), *(t.grad for t in inputs)]
+    leaves = [t.detach().to(dtype or t.dtype).requires_grad_() for t in (u, weight, bias)]
+    out = function(leaves[0], hw, *leaves[1:])
+    out.backward(grad.to(out.dtype))
+    return [out.detach(), *(leaf.grad for leaf in leaves)]
 
 
 @pytest.mark.parametrize(

@@ -1,43 +1,70 @@
-"""The MLP's kernels: under Triton's interpreter or on a GPU, and who takes them."""
-
-import sys
-from pathlib import Path
+"""Who computes GELU(u + DWConv(u)): the kernel in a plain convolution's place, else the module."""
 
 import pytest
 import torch
-from triton_process import both_ways, run_checks
+from torch import nn
+from torch.nn.utils import parametrizations
 
-from clustr_mm.ops.conv_gelu import conv_gelu
-from clustr_mm.ops.conv_gelu.conv_gelu import can_run_conv_gelu
-
-pytest.importorskip('triton', minversion='3.3')
-if not hasattr(torch.library, 'custom_op'):
-    pytest.skip('needs torch 2.4', allow_module_level=True)
+from clustr_mm.ops.conv_gelu import can_run_conv_gelu, conv_gelu
 
 
-@both_ways
-def test_kernels(interpreted):
-    run_checks(Path(__file__).with_name('conv_gelu_checks.py'), interpreted)
+def convolution(channels: int = 4, **changes) -> nn.Conv2d:
+    facts = dict(kernel_size=3, padding=1, groups=channels)
+    return nn.Conv2d(channels, channels, **{**facts, **changes})
 
 
-def test_what_cannot_run_says_why(monkeypatch):
-    u = torch.zeros(1, 10, 4)
-    monkeypatch.setenv('TRITON_INTERPRET', '0')
-    assert can_run_conv_gelu(u).startswith('x is on cpu; the kernels need a GPU')
+def test_is_the_formula():
+    u, dwconv = torch.randn(2, 15, 4), convolution()
+    map_ = u.transpose(1, 2).reshape(2, 4, 3, 5)
+    expected = nn.functional.gelu(map_ + dwconv(map_)).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(conv_gelu(u, (3, 5), dwconv), expected)
+
+
+def hooked() -> nn.Conv2d:
+    dwconv = convolution()
+    dwconv.register_forward_hook(lambda module, inputs, output: output)
+    return dwconv
+
+
+def patched() -> nn.Conv2d:
+    dwconv = convolution()
+    dwconv.forward = dwconv.forward
+    return dwconv
+
+
+@pytest.mark.parametrize(
+    ('dwconv', 'reason'),
+    [
+        (hooked(), 'has hooks'),
+        (patched(), 'forward of its own'),
+        (nn.Sequential(convolution()), 'is a Sequential'),
+        (parametrizations.weight_norm(convolution()), 'is a ParametrizedConv2d'),
+        (convolution(kernel_size=5, padding=2), 'computes a depthwise 3x3'),
+        (convolution(dilation=2, padding=2), 'computes a depthwise 3x3'),
+        (convolution(groups=2), 'computes a depthwise 3x3'),
+        (convolution(padding_mode='reflect'), 'pads with reflect'),
+        (convolution(bias=False), 'no plain tensor'),
+    ],
+)
+def test_what_is_no_plain_convolution_is_called(dwconv, reason, monkeypatch):
     monkeypatch.setenv('TRITON_INTERPRET', '1')
-    assert can_run_conv_gelu(u) is None
-    assert 'float64' in can_run_conv_gelu(u.double())
-    assert '4194304 tokens' in can_run_conv_gelu(torch.zeros(1).expand(1, 2**22, 512))
-    monkeypatch.setitem(sys.modules, 'triton', None)
-    assert 'install triton' in can_run_conv_gelu(u)
+    assert reason in can_run_conv_gelu(torch.zeros(1, 9, 4), dwconv)
 
 
-def test_a_frozen_convolution_and_frozen_tokens(monkeypatch):
-    """Gradients go to whom they are asked for."""
-    monkeypatch.setattr(conv_gelu, '_conv_gelu', None)  # nothing here is computed
-    u, weight, bias = torch.zeros(1, 4, 2), torch.zeros(2, 1, 3, 3), torch.zeros(2)
-    with torch.device('meta'):
-        weight, u = weight.to('meta').requires_grad_(), u.to('meta')
-        out = torch.ops.clustr_mm.conv_gelu(u, weight, bias.to('meta'), 2, 2)
-    out.sum().backward()
-    assert weight.grad.shape == (2, 1, 3, 3) and u.grad is None
+def test_hooks_for_all_modules_are_called_too():
+    handle = nn.modules.module.register_module_forward_hook(lambda *args: None)
+    try:
+        assert 'hooks for all modules' in can_run_conv_gelu(torch.zeros(1, 9, 4), convolution())
+    finally:
+        handle.remove()
+
+
+def test_what_the_kernel_does_not_take_says_why(monkeypatch):
+    u, dwconv = torch.zeros(1, 10, 4), convolution()
+    monkeypatch.setenv('TRITON_INTERPRET', '0')
+    reason = can_run_conv_gelu(u, dwconv)
+    assert reason is not None
+    assert 'float64' in can_run_conv_gelu(u.double(), dwconv)
+    assert '4194304 tokens' in can_run_conv_gelu(torch.zeros(1).expand(1, 2**22, 512), dwconv)
+    monkeypatch.setenv('CLUSTR_MM_KERNELS', 'dpc_knn,merge')
+    assert can_run_conv_gelu(u, dwconv).endswith('add conv_gelu')

@@ -129,7 +129,7 @@ def test_is_one_operator_for_tracing(monkeypatch):
     monkeypatch.setattr(native, '_loaded', None)  # a process that traces first
 
     def double_labels(x):
-        return dpc_knn_native(x, [10, 40], 5)[1] * 2
+        return dpc_knn(x, [10, 40])[1] * 2
 
     x = grid_tokens(2, 90, 8)
     traced = torch.compile(double_labels, backend='eager', fullgraph=True)

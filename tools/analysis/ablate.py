@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from clustr_mm.analysis.ablation.compare import Ablation
 from clustr_mm.analysis.ablation.settings import (
@@ -48,11 +48,11 @@ from clustr_mm.analysis.ablation.settings import (
 )
 from clustr_mm.analysis.ablation.tables import cluster_table, cost_table, score_table, write_csv
 from clustr_mm.analysis.ablation.training import train_setting
-from clustr_mm.analysis.parameters import clustr_backbone, load_config
 from clustr_mm.analysis.records import circumstances
 from clustr_mm.datasets.files import find_images
-from clustr_mm.engine.errors import UserError, run_tool
-from clustr_mm.engine.options import Parser, add_trust
+from clustr_mm.engine.config import check_keys, clustr_backbone, load_config
+from clustr_mm.engine.errors import UserError, explained, run_tool
+from clustr_mm.engine.options import CfgOptions, Parser, add_trust
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -99,7 +99,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     training.add_argument('--metric', help='the score; what the config saves the best by')
     training.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='changes to it'
+        '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='changes to it'
     )
     add_trust(parser)
     options = parser.parse_args(argv)
@@ -140,6 +140,7 @@ def load_image(
 def training_of(options: argparse.Namespace) -> tuple[Config, str]:
     """What to train, and the metric that scores it: mistakes show before hours of measuring."""
     cfg = load_config(options.train)
+    check_keys(cfg, options.cfg_options or {})
     cfg.merge_from_dict(options.cfg_options or {})
     clustr_backbone(cfg)
     hooks = cfg.get('default_hooks') or {}
@@ -152,9 +153,10 @@ def training_of(options: argparse.Namespace) -> tuple[Config, str]:
     # One step and a validation: missing data or another metric show now.
     setting = (options.train_settings or options.settings)[0]
     try:
-        metrics = train_setting(cfg, setting, 1, os.path.join(runs_of(options), 'trial'))
+        with explained(cfg):
+            metrics = train_setting(cfg, setting, 1, os.path.join(runs_of(options), 'trial'))
     except FileNotFoundError as error:
-        raise UserError(f'--train {options.train}: {error}') from error
+        raise UserError(f'--train {options.train}: {error.filename} does not exist') from error
     if metric not in metrics:
         raise UserError(f'--metric {metric}: the validation has {", ".join(sorted(metrics))}')
     return cfg, metric

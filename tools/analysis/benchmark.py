@@ -18,25 +18,27 @@ clustering: dpc_knn over numbers of tokens, and the exponents by which time and 
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import statistics
 import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 
 from clustr_mm.analysis.peers import build_backbone
 from clustr_mm.analysis.records import circumstances, results_file, write_rows
 from clustr_mm.analysis.speed import backbone_step, compare, peak_memory, time_call
-from clustr_mm.ops.clustering import BACKENDS, dpc_knn
+from clustr_mm.ops.clustering import BACKENDS, can_run_native, can_run_triton, dpc_knn
 
 AMP = {'fp16': torch.float16, 'bf16': torch.bfloat16}
 # Tokens of one stage-1 map: 112 x 112 to 800 x 1333 pixels.
 TOKENS = (784, 3136, 16_384, 66_800)
-_REFERENCE_TOKENS = 3200  # of which the definition's N x N matrices take 2 GB
+_MOST = {'reference': 3200, 'traceable': 3200}  # tokens of which N x N matrices take 2 GB
+_WHY_NOT = {'native': can_run_native, 'triton': can_run_triton}
 
 
 class Parser(argparse.ArgumentParser):
@@ -158,25 +160,24 @@ def clustering(options: argparse.Namespace) -> None:
     for backend in options.backends or BACKENDS:
         points = []
         for tokens in sorted(options.tokens):
-            if backend == 'reference' and tokens > _REFERENCE_TOKENS:
-                break
             x = torch.randn(options.batch, tokens, options.channels, device=device)
+            reason = _WHY_NOT[backend](x) if backend in _WHY_NOT else None
+            if reason is not None and options.backends:
+                make_parser().error(f'--backends {backend}: {reason}')
+            if reason is not None:
+                print(f'{backend} is left out: {reason}')
+            if reason is not None or tokens > _MOST.get(backend, tokens):
+                break
             coarse = max(1, tokens // 64)
             counts = (coarse, min(tokens, 4 * coarse))
             call = partial(dpc_knn, x, counts, backend=backend)
-            try:
-                call()
-            except ValueError as error:  # it cannot run here
-                if options.backends:
-                    make_parser().error(f'--backends {backend}: {error}')
-                print(f'{backend} is left out: {error}')
-                break
+            call()
             taken = [time_call(call, device)]
             while len(taken) < 9 and sum(wall for wall, _ in taken) < 2:
                 taken.append(time_call(call, device))
-            wall, processor = min(taken)
+            wall, processor = (min(each) for each in zip(*taken, strict=True))
             _, peak = peak_memory(call, device)
-            points.append((tokens, wall, peak))
+            points.append((tokens, wall if device.type == 'cuda' else processor, peak))
             rows.append(
                 dict(
                     backend=backend, tokens=tokens, channels=options.channels, batch=options.batch,
@@ -198,7 +199,8 @@ def clustering(options: argparse.Namespace) -> None:
 
 def exponent(n: Sequence[int], values: Sequence[float]) -> str:
     """The a of values ~ N^a: the slope of the least-squares line of their logarithms."""
-    return f'{np.polyfit(np.log(n), np.log(values), 1)[0]:.2f}'
+    x, y = [math.log(tokens) for tokens in n], [math.log(value) for value in values]
+    return f'{statistics.linear_regression(x, y).slope:.2f}'
 
 
 def said(facts: dict[str, Any]) -> str:

@@ -13,7 +13,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from clustr_mm.analysis.parameters import count_parameters, load_config
+from clustr_mm.analysis.parameters import count_parameters
+from clustr_mm.engine.config import load_config
 from clustr_mm.engine.errors import run_tool
 from clustr_mm.engine.options import Parser
 

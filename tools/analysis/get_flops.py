@@ -19,8 +19,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from clustr_mm.analysis.flops import KINDS, PUBLISHED_KINDS, count_macs
-from clustr_mm.analysis.parameters import build_empty, load_config, parameters_of
+from clustr_mm.analysis.parameters import build_empty, parameters_of
 from clustr_mm.analysis.records import markdown_table
+from clustr_mm.engine.config import load_config
 from clustr_mm.engine.errors import run_tool
 from clustr_mm.engine.options import Parser
 from clustr_mm.models import ClusTR

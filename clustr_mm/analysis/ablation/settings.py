@@ -10,7 +10,7 @@ import difflib
 import inspect
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -103,7 +103,7 @@ def build_settings(
         _share_parameters(exact, model, name, may_have_more=checkpoint is None)
         if grouping is not None:
             regroup(model, grouping)
-        models[name] = cast(ClusTR, model.eval())
+        models[name] = model.eval()
     return models
 
 

@@ -62,18 +62,14 @@ def place(points: np.ndarray, origin: Pair, scale: float, angle: float) -> np.nd
     return np.stack([origin[0] + c * x - s * y, origin[1] + s * x + c * y], axis=1)
 
 
-def _fixed(points: np.ndarray) -> np.ndarray:
-    return np.round(points * (1 << _SHIFT)).astype(np.int32)
-
-
-def _draw(image: np.ndarray, shape: Shape, color: int | Color) -> None:
-    """Draw one shape with smooth edges into `image`, in place."""
-    points = _fixed(shape.points)
+def _draw(image: np.ndarray, shape: Shape, color: int | Color, line: int = cv2.LINE_AA) -> None:
+    """Draw one shape into `image`, in place, with smooth edges or another kind of cv2's lines."""
+    points = np.round(shape.points * (1 << _SHIFT)).astype(np.int32)
     if shape.width is None:
-        cv2.fillPoly(image, [points], color, cv2.LINE_AA, _SHIFT)
+        cv2.fillPoly(image, [points], color, line, _SHIFT)
     else:
         width = max(1, round(shape.width))
-        cv2.polylines(image, [points], False, color, width, cv2.LINE_AA, _SHIFT)
+        cv2.polylines(image, [points], False, color, width, line, _SHIFT)
 
 
 def bounds(shapes: Sequence[Shape], size: tuple[int, int]) -> tuple[int, int, int, int] | None:
@@ -115,13 +111,7 @@ def rasterize(
     for shape in shapes:
         moved = Shape(shape.points - offset, shape.fill, shape.width)
         _draw(mask, moved, 255)
-        # Hard edges here: a part number must not be mixed with another.
-        points = _fixed(moved.points)
-        if shape.width is None:
-            cv2.fillPoly(parts, [points], shape.part, cv2.LINE_8, _SHIFT)
-        else:
-            width = max(1, round(shape.width))
-            cv2.polylines(parts, [points], False, shape.part, width, cv2.LINE_8, _SHIFT)
+        _draw(parts, moved, shape.part, cv2.LINE_8)  # a part number must not be mixed with another
     return mask > 127, parts
 
 
@@ -137,12 +127,8 @@ def paint(image: np.ndarray, shapes: Sequence[Shape]) -> None:
         x0, y0, x1, y1 = box
         alpha = np.zeros((y1 - y0, x1 - x0), np.uint8)
         _draw(alpha, Shape(shape.points - np.array([x0, y0]), shape.fill, shape.width), 255)
-        blend(image[y0:y1, x0:x1], shape.fill(y1 - y0, x1 - x0), alpha)
-
-
-def blend(patch: np.ndarray, over: np.ndarray, alpha: np.ndarray) -> None:
-    """Lay `over` on `patch` in place: (h, w, 3) uint8 both, alpha (h, w) uint8, 255 is opaque."""
-    # Integers only: the same bits on every machine and numpy.
-    a = alpha[..., None].astype(np.int32)
-    mixed = patch.astype(np.int32) * (255 - a) + over.astype(np.int32) * a
-    patch[...] = ((mixed + 127) // 255).astype(np.uint8)
+        patch, over = image[y0:y1, x0:x1], shape.fill(y1 - y0, x1 - x0)
+        # Integers only: the same bits on every machine and numpy.
+        a = alpha[..., None].astype(np.int32)
+        mixed = patch.astype(np.int32) * (255 - a) + over.astype(np.int32) * a
+        patch[...] = ((mixed + 127) // 255).astype(np.uint8)

@@ -24,10 +24,8 @@ from clustr_mm.datasets.mini.figures import (
 )
 from clustr_mm.datasets.mini.scenes import SPLITS, Instance, Scene, make_scene
 
-# Classes that ImageNet folders are made of, in the order of their labels (sorted folder names).
-IMAGENET_CLASSES = tuple(
-    sorted((c.name for c in CLASSES if c.wnid), key=lambda name: BY_NAME[name].wnid or '')
-)
+# Folders of the classes that ImageNet's layout has, in the order of their labels: of the folders.
+IMAGENET_CLASSES = {c.name: c.wnid for c in sorted(CLASSES, key=lambda c: c.wnid or '') if c.wnid}
 
 _ADE_IDS = np.array([0, *(c.ade_id for c in CLASSES)], np.uint8)
 _SKELETON = [
@@ -214,8 +212,8 @@ def write_imagenet(
         name: count // len(IMAGENET_CLASSES) + (i < count % len(IMAGENET_CLASSES))
         for i, name in enumerate(IMAGENET_CLASSES)
     }
-    for name in IMAGENET_CLASSES:
-        (root / split / str(BY_NAME[name].wnid)).mkdir(parents=True)
+    for folder in IMAGENET_CLASSES.values():
+        (root / split / folder).mkdir(parents=True)
     written, index = 0, 0
     while written < count:
         # Twice the size, so that a crop has about as many pixels as the picture made of it.
@@ -226,7 +224,7 @@ def write_imagenet(
                 continue
             due[name] -= 1
             written += 1
-            wnid = str(BY_NAME[name].wnid)
+            wnid = IMAGENET_CLASSES[name]
             stem = f'{wnid}_{written:05d}' if split == 'train' else f'ILSVRC2012_val_{written:08d}'
             write_jpeg(root / split / wnid / f'{stem}.JPEG', image)
             tick()

@@ -70,20 +70,11 @@ class Scene:
         image: (H, W, 3) uint8 RGB.
         semantic: (H, W) uint8, index into `CLASSES` plus 1; 0 is "other".
         instances: the things, farthest first.
-        label: name of the class that dominates: the largest thing, or the largest stuff where
-            no thing covers 3% of the picture.
     """
 
     image: np.ndarray
     semantic: np.ndarray
     instances: tuple[Instance, ...]
-    label: str
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of all classes that occur, in table order."""
-        present = set(np.unique(self.semantic).tolist())
-        return tuple(name for name, i in LABELS.items() if i in present)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +130,7 @@ def make_scene(seed: int, split: str, index: int, size: tuple[int, int] = (160, 
     _populate(rng, canvas)
     instances = _instances(canvas)
     image = _develop(rng, canvas)
-    return Scene(image, canvas.semantic, instances, _dominant(canvas.semantic))
+    return Scene(image, canvas.semantic, instances)
 
 
 # ---- stuff --------------------------------------------------------------------------------------
@@ -374,12 +365,3 @@ def _develop(rng: Rng, canvas: _Canvas) -> np.ndarray:
     grain = rng.standard_normal((height, width, 1), dtype=np.float32)
     value = image * (light * exposure)[..., None] + grain * np.float32(rng.uniform(1.5, 5.0))
     return np.clip(value, 0, 255).astype(np.uint8)
-
-
-def _dominant(semantic: np.ndarray) -> str:
-    counts = np.bincount(semantic.ravel(), minlength=len(LABELS) + 1)
-    things = {name: int(counts[LABELS[name]]) for name in THINGS}
-    largest = max(things, key=lambda name: things[name])
-    if things[largest] >= 0.03 * semantic.size:
-        return largest
-    return max(LABELS, key=lambda name: int(counts[LABELS[name]]))

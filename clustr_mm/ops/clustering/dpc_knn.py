@@ -118,11 +118,13 @@ def _dpc_knn(
     x: Tensor, num_clusters: Sequence[int], k: int, backend: str | None, half: bool
 ) -> Tensor:
     """The operator: labels (S, B, N) int64 of S counts."""
-    if backend is None and x.is_cuda:
+    if backend == 'triton' or (backend is None and x.is_cuda):
         reason = can_run_triton(x, k)
-        backend = 'triton' if reason is None else 'tiled'
+        if reason is not None and backend == 'triton':
+            raise ValueError(f"backend 'triton' cannot run: {reason}")
         if reason is not None:
             say_fallback('dpc_knn', reason)
+        backend = 'triton' if reason is None else 'tiled'
     if backend == 'triton':  # its first kernel converts on the way
         return dpc_knn_triton(x, num_clusters, k, 'fp16' if half else 'fp16x3')
     with torch.no_grad(), without_autocast(x):  # it would round the distances

@@ -25,16 +25,22 @@ _SPLITS_KEPT = 256
 
 @dataclass(frozen=True)
 class WindowGroup:
-    """Windows of one height and width with the same cluster counts.
+    """Windows with the same numbers of tokens and of clusters.
 
     Attributes:
         tokens: Index of every window's tokens in the map, (windows, n) int64.
         clusters: For each scale the index of every window's clusters among all clusters of the
             image, (windows, m) int64.
+        windows: Number of windows.
+        num_tokens: n.
+        num_clusters: For each scale m.
     """
 
     tokens: Tensor
     clusters: tuple[Tensor, ...]
+    windows: int
+    num_tokens: int
+    num_clusters: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Windows:
     """A map split into windows.
 
     Attributes:
-        groups: The windows, grouped by height, width and cluster counts.
+        groups: The windows, grouped by their numbers of tokens and clusters.
         num_clusters: For each scale the clusters of the whole image. A window has at least one, so
             this can be more than was asked for if the windows are tiny.
         num_tokens: Tokens of the map.
@@ -72,6 +78,7 @@ def split_map(
     # a CUDA graph's capture makes, whose memory is the graph's.
     if (
         _is_tracing()
+        or torch._C._get_tracing_state() is not None
         or type(torch.empty(0)) is not Tensor
         or (device.type == 'cuda' and torch.cuda.is_current_stream_capturing())
     ):
@@ -86,35 +93,44 @@ def _split(
 ) -> Windows:
     # Made where it is used: a copy from the host would make the host wait.
     grid = torch.arange(height * width, device=device).view(height, width)
+    rows, columns = _sides(height, window), _sides(width, window)
+    sizes = [row * column for row in rows for column in columns]
     tokens = [
-        window_tokens
-        for rows in grid.tensor_split(max(1, round(height / window)), dim=0)
-        for window_tokens in rows.tensor_split(max(1, round(width / window)), dim=1)
-    ]  # each (rows, columns)
-    sizes = [t.numel() for t in tokens]
+        part.flatten()
+        for stripe in grid.split(rows, dim=0)
+        for part in stripe.split(columns, dim=1)
+    ]
     shares = [_shares(count, sizes) for count in num_clusters]  # [scale][window]
     ends = [list(accumulate(share)) for share in shares]
-    clusters = torch.arange(max(max(end) for end in ends), device=device)
+    clusters = torch.arange(max(end[-1] for end in ends), device=device)
 
     alike: dict[tuple[int, ...], list[int]] = {}
-    for i, window_tokens in enumerate(tokens):
-        key = (*window_tokens.shape, *(share[i] for share in shares))
-        alike.setdefault(key, []).append(i)
+    for i, size in enumerate(sizes):
+        alike.setdefault((size, *(share[i] for share in shares)), []).append(i)
 
     def clusters_of(members: list[int], scale: int) -> Tensor:
         if num_clusters[scale] == height * width:  # every token is a cluster, in token order
-            return torch.stack([tokens[i] for i in members]).flatten(1)
+            return torch.stack([tokens[i] for i in members])
         share, end = shares[scale], ends[scale]
         return torch.stack([clusters[end[i] - share[i] : end[i]] for i in members])
 
     groups = tuple(
         WindowGroup(
-            torch.stack([tokens[i] for i in members]).flatten(1),
+            torch.stack([tokens[i] for i in members]),
             tuple(clusters_of(members, s) for s in range(len(num_clusters))),
+            len(members),
+            size,
+            tuple(counts),
         )
-        for members in alike.values()
+        for (size, *counts), members in alike.items()
     )
     return Windows(groups, tuple(end[-1] for end in ends), height * width)
+
+
+def _sides(length: int, window: int) -> list[int]:
+    """Splits a length evenly into windows of about a length; the first are the longer ones."""
+    count = max(1, round(length / window))
+    return [length // count + (i < length % count) for i in range(count)]
 
 
 def _shares(count: int, sizes: list[int]) -> list[int]:
@@ -143,22 +159,22 @@ def windowed_dpc_knn(
     labels = {
         s: torch.empty(batch, tokens, dtype=torch.int64, device=x.device)
         for s, count in enumerate(windows.num_clusters)
-        if count < tokens
+        if count < windows.num_tokens
     }
-    # Windows of one shape are clustered together, though shares of clusters may differ by one.
+    # Windows of one size are clustered together, though shares of clusters may differ by one.
     by_size: dict[int, list[WindowGroup]] = {}
     for group in windows.groups if labels else ():
-        by_size.setdefault(group.tokens.shape[1], []).append(group)
+        by_size.setdefault(group.num_tokens, []).append(group)
     for size, groups in by_size.items():
         index = torch.cat([group.tokens for group in groups])  # (windows, n)
-        counts = sorted({group.clusters[s].shape[1] for group in groups for s in labels})
-        found = dpc_knn(x[:, index].view(-1, size, channels), counts, k, backend)
+        counts = sorted({group.num_clusters[s] for group in groups for s in labels})
+        found = dpc_knn(x[:, index].reshape(-1, size, channels), counts, k, backend)
         of_count = {
-            m: each.view(batch, -1, size).split([len(group.tokens) for group in groups], dim=1)
+            m: each.view(batch, -1, size).split([group.windows for group in groups], dim=1)
             for m, each in zip(counts, found, strict=True)
         }
         for i, group in enumerate(groups):
             for s, label in labels.items():
                 first = group.clusters[s][:, :1]  # (windows, 1)
-                label[:, group.tokens] = of_count[group.clusters[s].shape[1]][i] + first
+                label[:, group.tokens] = of_count[group.num_clusters[s]][i] + first
     return tuple(labels.get(s) for s in range(len(windows.num_clusters)))
