@@ -24,7 +24,7 @@ from clustr_mm.datasets.files import IMAGE_SUFFIXES
 from clustr_mm.datasets.pixels import as_photo, rgb_or_bands
 from clustr_mm.engine.config import library_of, load_config, type_name
 from clustr_mm.engine.errors import UserError
-from clustr_mm.engine.options import add_trust, choose_device, read_safely
+from clustr_mm.engine.options import add_trust, choose_device
 from clustr_mm.engine.pictures import image_loader, in_library
 from clustr_mm.weights.files import load_strictly, read_checkpoint, state_dict_of
 
@@ -68,6 +68,7 @@ class Demo:
             it finds nobody stays as it is. With neither, the whole image is one person.
         score: The lowest score that is drawn, of detected objects and of keypoints; and the lowest
             that a detector's person has. Classification and segmentation have none.
+        trust: Whether the checkpoints may run code, see ``clustr_mm.weights.files``.
 
     Attributes:
         model: The library's model.
@@ -88,6 +89,7 @@ class Demo:
         boxes: Sequence[Sequence[float]] = (),
         detector: tuple[str, str, int] | None = None,
         score: float = 0.3,
+        trust: bool = False,
     ) -> None:
         for box in boxes:
             if not (np.isfinite(box).all() and min(box[2:]) > 0):
@@ -96,7 +98,7 @@ class Demo:
                     'give left, top, width and height in pixels'
                 )
         cfg = _config_for(task, config)
-        self.inferencer = _inferencer(cfg, checkpoint, device)
+        self.inferencer = _inferencer(cfg, checkpoint, device, trust)
         self.model = self.inferencer.model
         self.read = image_loader(cfg)
         self.top_down = task == 'pose' and cfg.data_mode == 'topdown'
@@ -109,7 +111,7 @@ class Demo:
         self.detector = None
         if detector is not None:
             path, weights, self.person = detector
-            self.detector = _inferencer(_config_for('detection', path), weights, device)
+            self.detector = _inferencer(_config_for('detection', path), weights, device, trust)
             last = len(self.detector.model.dataset_meta['classes']) - 1
             if not 0 <= self.person <= last:
                 raise UserError(f'the detector has classes 0 to {last}, and no {self.person}')
@@ -205,9 +207,9 @@ def _config_for(task: str, path: str) -> Config:
     return cfg
 
 
-def _inferencer(cfg: Config, checkpoint: str, device: str) -> Any:
+def _inferencer(cfg: Config, checkpoint: str, device: str, trust: bool) -> Any:
     """The library's inferencer with a model whose weights are all from the checkpoint."""
-    content = read_checkpoint(checkpoint)
+    content = read_checkpoint(checkpoint, trust=trust)
     meta = (content.get('meta') or {}).get('dataset_meta')
     if meta is None:
         raise UserError(
@@ -285,7 +287,6 @@ def demo_from(options: argparse.Namespace, boxes: Sequence[Sequence[float]] = ()
     """
     warnings.filterwarnings('ignore')
     MMLogger.get_current_instance().setLevel('ERROR')
-    read_safely(options.trust_checkpoint)
     named = (options.det_config, options.det_checkpoint)
     if any(named) and not all(named):
         raise UserError('a detector needs --det-config and --det-checkpoint; give both')
@@ -296,7 +297,7 @@ def demo_from(options: argparse.Namespace, boxes: Sequence[Sequence[float]] = ()
     detector = (*named, options.det_class) if any(named) else None
     device = choose_device(options.device)
     model = options.task, options.config, options.checkpoint
-    return Demo(*model, device, boxes, detector, options.score)
+    return Demo(*model, device, boxes, detector, options.score, options.trust_checkpoint)
 
 
 def plan_overlays(source: str, out_dir: str) -> list[tuple[Path, Path]]:
