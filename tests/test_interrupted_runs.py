@@ -1,4 +1,4 @@
-"""Every library's mini run: resumed exactly, guarded against numbers that are none.
+"""Every library's mini run: resumed exactly, guarded against NaN.
 
 Steps of real models on a few drawn pictures; the same with toys, and faster, is in
 engine/test_resuming.py and engine/test_numerics.py.
@@ -21,7 +21,6 @@ from mmengine.registry import HOOKS
 
 from clustr_mm.datasets.mini.mini import MiniData, build
 from clustr_mm.engine import UserError, train
-from clustr_mm.engine.replay import replay
 
 pytestmark = pytest.mark.long
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
@@ -43,7 +42,7 @@ _RUNS = itertools.count()
 
 @HOOKS.register_module()
 class PoisonHook(Hook):
-    """Makes a picture of some steps one of no numbers."""
+    """Makes a picture of some steps one of NaN."""
 
     priority = 'VERY_HIGH'
 
@@ -89,19 +88,11 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(arguments, workers, tmp
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_a_picture_of_no_numbers_spoils_nothing_and_is_found_again(arguments, tmp_path):
+def test_a_picture_of_nan_spoils_nothing_and_is_named(arguments, tmp_path):
     poison = 'default_hooks.poison.type=PoisonHook', 'default_hooks.poison.steps=[1,2]'
-    options = [*arguments(tmp_path, 0), 'numerics_guard.stop_after=2']
+    options = [*arguments(tmp_path, 0), 'default_hooks.numerics_guard.stop_after=2']
     with pytest.raises(UserError, match='2 such steps in a row') as error:
         train([*options, *poison])
     weights = torch.load(tmp_path / 'iter_2.pth', weights_only=False)['state_dict']
     assert all(value.isfinite().all() for value in weights.values() if value.is_floating_point())
-    result = replay(str(tmp_path / 'numerics' / 'step_2_process_0.pth'))
-    assert len(result.files) == 2
-    assert all(Path(each).is_file() for each in result.files)
-    assert result.first is not None and result.first.startswith('data_preprocessor')
-    assert result.gradients
-    assert result.losses.keys() == result.recorded.keys()
-    for name, value in result.losses.items():
-        assert value == pytest.approx(result.recorded[name], nan_ok=True)
     assert 'its batch: /' in str(error.value)
