@@ -43,7 +43,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(
             ROOT / folder, source / folder, ignore=shutil.ignore_patterns('__pycache__')
         )
-    for file in ('LICENSE', 'MANIFEST.in', 'README.md', 'pyproject.toml', 'setup.py'):
+    files = ('LICENSE', 'MANIFEST.in', 'README.md', 'model-index.yml', 'pyproject.toml', 'setup.py')
+    for file in files:
         shutil.copy(ROOT / file, source)
     # What an earlier build leaves must not find its way into the wheel.
     stale = source / 'build' / 'lib' / 'clustr_mm' / 'deleted_module.py'
@@ -71,7 +72,8 @@ def _sources(folder: str) -> set[str]:
 def test_the_wheel_carries_package_configs_and_tools(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         held = {name for name in file.namelist() if '.dist-info/' not in name}
-    carried = {f'clustr_mm/.mim/{name}' for name in _sources('configs') | _sources('tools')}
+    files = {'model-index.yml'} | _sources('configs') | _sources('tools')
+    carried = {f'clustr_mm/.mim/{name}' for name in files}
     assert held == carried | _sources('clustr_mm')
 
 
