@@ -1,4 +1,4 @@
-"""Puts configs, tools and the model index into the wheel; pyproject.toml says everything else."""
+"""Puts the configs and tools into the wheel; pyproject.toml says everything else."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithConfigsAndTools(build_py):
-    """Copies configs, tools and the model index to clustr_mm/.mim/, as OpenMMLab's packages do.
+    """Copies configs/, tools/ and model-index.yml to clustr_mm/.mim/, where OpenMMLab's packages carry theirs.
 
     The copies are made in the build folder alone. An editable install reads the originals.
     """
@@ -25,7 +25,7 @@ class BuildWithConfigsAndTools(build_py):
             shutil.copytree(
                 folder, package / '.mim' / folder, ignore=shutil.ignore_patterns('__pycache__')
             )
-        shutil.copy('model-index.yml', package / '.mim')  # what `mim search` reads
+        shutil.copy('model-index.yml', package / '.mim')  # where `mim search` looks
 
 
 setup(cmdclass={'build_py': BuildWithConfigsAndTools})

@@ -43,8 +43,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(
             ROOT / folder, source / folder, ignore=shutil.ignore_patterns('__pycache__')
         )
-    files = ('LICENSE', 'MANIFEST.in', 'README.md', 'model-index.yml', 'pyproject.toml', 'setup.py')
-    for file in files:
+    for file in (
+        'LICENSE',
+        'MANIFEST.in',
+        'README.md',
+        'model-index.yml',
+        'pyproject.toml',
+        'setup.py',
+    ):
         shutil.copy(ROOT / file, source)
     # What an earlier build leaves must not find its way into the wheel.
     stale = source / 'build' / 'lib' / 'clustr_mm' / 'deleted_module.py'
@@ -72,8 +78,8 @@ def _sources(folder: str) -> set[str]:
 def test_the_wheel_carries_package_configs_and_tools(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         held = {name for name in file.namelist() if '.dist-info/' not in name}
-    files = {'model-index.yml'} | _sources('configs') | _sources('tools')
-    carried = {f'clustr_mm/.mim/{name}' for name in files}
+    carried = _sources('configs') | _sources('tools') | {'model-index.yml'}  # for mim search
+    carried = {f'clustr_mm/.mim/{name}' for name in carried}
     assert held == carried | _sources('clustr_mm')
 
 
