@@ -34,8 +34,9 @@ def sample_fault(dataset: Any, index: int) -> str | None:
         return None
     steps = loading_steps(dataset)
     for step in steps:
-        wanted = 'img' not in sample
-        paths = [path for path, is_image in _paths(sample) if is_image == wanted]
+        name = type(step).__name__
+        reads = {True} if 'Image' in name else {False} if 'Annotation' in name else {True, False}
+        paths = [path for path, is_image in _paths(sample) if is_image in reads]
         try:
             loaded = step(sample)
         except Exception as error:

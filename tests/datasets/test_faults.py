@@ -61,8 +61,9 @@ def spoilt(path, how):
         ('size', 'must have one size'),
     ],
 )
-def test_damaged_file_is_named(tmp_path, folder, how, words):
-    dataset = make(tmp_path)
+@pytest.mark.parametrize('load', [LOAD, LOAD[::-1]], ids=['image first', 'labels first'])
+def test_damaged_file_is_named(tmp_path, folder, how, words, load):
+    dataset = make(tmp_path, load=load)
     path = tmp_path / folder / '1.png'
     spoilt(path, how)
     fault = sample_fault(dataset, 1)
