@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from clustr_mm.integrations.layer_decay import layer_depths
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
@@ -152,4 +151,4 @@ def test_a_rate_out_of_range_is_refused(rate):
 
 def test_a_model_without_clustr_is_refused():
     with pytest.raises(ValueError, match='Linear has 0 ClusTR backbones'):
-        layer_depths(nn.Linear(2, 2))
+        optimizer_of(nn.Linear(2, 2))
