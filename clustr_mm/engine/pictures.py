@@ -95,9 +95,10 @@ class ReadableImageHook(Hook):
     ) -> None:  # fmt: skip
         if self.load is None or mode == 'train':
             return
-        for place, sample in enumerate([*outputs, *data_batch.get('data_samples', ())]):
-            path = sample.img_path
-            if path.startswith(self.folder.name):  # one sample in both lists
+        # mmpose's hook looks at the batch, the others at the outputs.
+        for place, sample in enumerate([*outputs, *data_batch['data_samples']]):
+            path = sample.get('img_path')
+            if path is None or path.startswith(self.folder.name):  # one sample in both lists
                 continue
             copy = Path(self.folder.name, str(place), os.path.basename(path))
             copy.parent.mkdir(exist_ok=True)
