@@ -152,4 +152,4 @@ def test_a_rate_out_of_range_is_refused(rate):
 
 def test_a_model_without_clustr_is_refused():
     with pytest.raises(ValueError, match='Linear has 0 ClusTR backbones'):
-        layer_depths(nn.Linear(2, 2))
+        optimizer_of(nn.Linear(2, 2))

@@ -234,7 +234,8 @@ def test_for_a_gpu_it_is_one_graph_too_and_hooks_fire(kernels, monkeypatch):
 
 def test_layers_rise_from_the_image():
     net = narrow()
-    layers = {name: net.get_layer_depth(f'net.{name}', 'net.') for name, _ in net.named_parameters()}
+    names = [name for name, _ in net.named_parameters()]
+    layers = {name: net.get_layer_depth(f'net.{name}', 'net.') for name in names}
     assert {total for _, total in layers.values()} == {9}, '7 blocks, the image side, the rest'
     assert net.get_layer_depth('head.weight', 'net.') == (8, 9)
     expected = {

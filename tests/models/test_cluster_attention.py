@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from clustr_mm import ClusterAttention, dpc_knn, merge_tokens
-from clustr_mm.models import SelfAttention
+from clustr_mm.models import ClusterAttention, SelfAttention
+from clustr_mm.ops import dpc_knn, merge_tokens
 
 
 def tokens(*shape: int) -> torch.Tensor:
@@ -231,3 +231,9 @@ def test_masks_that_do_not_fit_are_refused_by_name():
     windowed = ClusterAttention(32, 2, cluster_window=4).double()
     with pytest.raises(ValueError, match='use cluster_window=None'):
         windowed(x, (5, 8), mask=mask)
+
+
+def test_a_map_of_another_size_is_refused():
+    attn = ClusterAttention(32, 2, reduction=2, cluster_window=2)
+    with pytest.raises(ValueError, match=r'hw is \(5, 5\), a map of 25 tokens, and x has 24'):
+        attn(torch.zeros(1, 24, 32), (5, 5))

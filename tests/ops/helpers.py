@@ -5,6 +5,22 @@ import torch
 from clustr_mm.ops.clustering.reference import pairwise_distance2
 
 
+def curve(n: int) -> torch.Tensor:
+    """Nearly equal tokens, (1, n, 64) float32: a smooth curve in steps of about 0.004."""
+    generator = torch.Generator().manual_seed(0)
+    pace, start = torch.rand(2, 64, generator=generator, dtype=torch.float64) * 2
+    return torch.sin(torch.arange(n)[:, None] * 0.004 * pace + 3 * start).float()[None]
+
+
+def sky(side: int) -> torch.Tensor:
+    """A smooth gradient over a map, far from the origin, (1, side^2, 64) float32."""
+    generator = torch.Generator().manual_seed(0)
+    along, there = torch.randn(2, 64, generator=generator), torch.randn(64, generator=generator)
+    line = torch.linspace(0, 1, side)
+    slope = torch.cartesian_prod(line, line) @ along
+    return (there + 0.1 * slope + 1e-3 * torch.sin(5 * slope))[None]
+
+
 def some_counts(n: int) -> list[int]:
     return sorted({max(1, m) for m in (1, n // 64, n // 16, n // 4, n // 2, n - 1, n)})
 

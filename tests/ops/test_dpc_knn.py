@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import assert_invariants, some_counts
+from helpers import assert_invariants, curve, sky, some_counts
 
 from clustr_mm.ops.clustering import BACKENDS, dpc_knn, padded_dpc_knn
 
@@ -139,6 +139,25 @@ def test_float32_agrees_with_float64_for_nearly_all_tokens(backend):
     assert same.double().mean() > 0.98
 
 
+@pytest.mark.parametrize('backend', [None, 'tiled'])
+@pytest.mark.parametrize('x', [curve(1024), sky(32)], ids=['curve', 'sky'])
+def test_nearly_equal_tokens_keep_their_order(backend, x):
+    counts = [64, 256]
+    expected = dpc_knn(x.double(), counts, backend='reference')
+    for a, b in zip(dpc_knn(x, counts, backend=backend), expected, strict=True):
+        assert (a == b).double().mean() > 0.99
+
+
+@pytest.mark.parametrize('backend', [None, 'reference', 'tiled'])
+@pytest.mark.parametrize('channels', [3, 64])
+def test_each_others_nearest_tie(backend, channels):
+    for seed in range(3):  # with k = 2 the density is the distance of the nearest
+        x = tokens(2, 300, channels, seed, torch.float32)
+        for y in (x, x.double()) if backend else (x,):
+            found, expected = (dpc_knn(y, 40, 2, b) for b in (backend, 'reference'))
+            assert torch.equal(found, expected)
+
+
 def test_no_gradient_and_no_noise():
     x = tokens(2, 200, 16).requires_grad_()
     first = dpc_knn(x, 20)
@@ -153,6 +172,9 @@ def test_no_gradient_and_no_noise():
         (dict(num_clusters=11), 'num_clusters is 11; with 10 tokens use 1 to 10'),
         (dict(num_clusters=[]), 'num_clusters is empty'),
         (dict(num_clusters=3, k=0), 'k is 0'),
+        (dict(num_clusters=3, k=5.0), 'k is 5.0; use an integer'),
+        (dict(num_clusters=3.0), 'num_clusters is 3.0; use an integer'),
+        (dict(num_clusters=[1.0, 4]), 'num_clusters is 1.0; use an integer'),
         (dict(num_clusters=3, backend='fast'), "backend is 'fast'; use None or one of"),
         (dict(num_clusters=3, x=torch.zeros(10, 4)), r'x has shape \(10, 4\)'),
         (dict(num_clusters=3, x=torch.zeros(1, 0, 4)), 'none of them 0'),
@@ -168,3 +190,25 @@ def test_what_cannot_be_is_refused_by_name(arguments, message):
 def test_empty_sequences_are_refused_as_empty_images_are(shape):
     with pytest.raises(ValueError, match='none of them 0'):
         padded_dpc_knn(torch.zeros(shape), torch.ones(shape[:2], dtype=torch.bool), lambda n: (1,))
+
+
+@pytest.mark.parametrize('backend', [None, *EXACT])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf'), 3e38])
+def test_what_is_not_finite_has_valid_labels_and_stays_in_its_image(backend, dtype, value):
+    x = tokens(4, 90, 16, dtype=dtype)
+    expected = dpc_knn(x, [9, 30, 90], backend=backend)
+    x[0, 5, 3] = value
+    x[1] = value
+    x[2, ::2, 0], x[2, 1::2, 0] = value, -value
+    for count, labels, of_finite in zip(
+        (9, 30, 90), dpc_knn(x, [9, 30, 90], backend=backend), expected, strict=True
+    ):
+        assert labels.min() >= 0 and labels.max() < count
+        assert torch.equal(labels[3], of_finite[3])
+
+
+def test_a_whole_batch_of_nan_has_valid_labels():
+    for backend in EXACT:
+        labels = dpc_knn(torch.full((2, 40, 4), torch.nan), 7, backend=backend)
+        assert labels.unique().tolist() == list(range(7))

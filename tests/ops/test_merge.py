@@ -72,6 +72,20 @@ def test_half_precision_error_is_that_of_rounding():
     assert (out - exact).abs().max() <= 2**-11 * exact.abs().max() + 2**-24
 
 
+def test_tokens_whose_number_is_no_clusters_are_left_out():
+    x, labels, m, logits = case()
+    outside = torch.arange(30) % 7 == 0
+    some = labels.clone()
+    some[:, outside] = torch.tensor([-1, m, m + 1, -(10**9), 10**12])
+    for tensor in (x, logits):
+        tensor.requires_grad_()
+    out = merge_tokens(x, some, m, logits)
+    expected = merge_tokens(x[:, ~outside], labels[:, ~outside], m, logits[:, ~outside])
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-14)
+    out.sum().backward()
+    assert (x.grad[:, outside] == 0).all() and (logits.grad[:, outside] == 0).all()
+
+
 def test_deterministic():
     x, labels, m, logits = case(torch.float32, n=4000, channels=64)
     first = merge_tokens(x, labels, m, logits)

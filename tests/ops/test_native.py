@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import assert_invariants, some_counts
 
+from clustr_mm.ops import dispatch
 from clustr_mm.ops.clustering import dpc_knn, native
 from clustr_mm.ops.clustering.native import can_run_native, dpc_knn_native
 from clustr_mm.ops.clustering.reference import dpc_knn_reference
@@ -308,6 +309,7 @@ def test_a_folder_that_others_can_write_to_is_not_used(workshop, monkeypatch):
     [
         ('/no/such/compiler -O2', "CXX is '/no/such/compiler -O2', which is no command here"),
         ('false', 'false could not compile'),
+        ('g++ "-O2', "CXX is 'g++ \"-O2', which is no command here"),
         ('sh -c "echo a.h: fatal error: no such file >&2; exit 1"', 'fatal error: no such file'),
     ],
 )
@@ -315,6 +317,7 @@ def test_without_a_compiler_clustering_goes_on_and_says_so(
     workshop, monkeypatch, caplog, compiler, message
 ):
     monkeypatch.setenv('CXX', compiler)
+    monkeypatch.setattr(dispatch, '_said', set())
     x = grid_tokens(1, 60, 8)
     with caplog.at_level(logging.WARNING):
         labels = dpc_knn(x, 10)
@@ -330,3 +333,23 @@ def test_no_compiler_at_all_is_named(workshop, monkeypatch):
     monkeypatch.setenv('PATH', str(workshop))
     reason = can_run_native(torch.zeros(1, 1, 1))
     assert reason == 'there is no C++ compiler (g++, c++, clang++); install one, or set CXX to it'
+
+
+@pytest.mark.parametrize('trouble', ['no such user', 'no source', 'no folder'])
+def test_without_what_it_needs_clustering_goes_on(workshop, monkeypatch, caplog, trouble):
+    monkeypatch.setattr(dispatch, '_said', set())
+    if trouble == 'no such user':
+        monkeypatch.setenv('CLUSTR_MM_CACHE', '~no-such-user/cache')
+        message = "CLUSTR_MM_CACHE is '~no-such-user/cache'"
+    elif trouble == 'no source':
+        native._SOURCE.unlink()
+        message = 'some source.cpp'
+    else:
+        monkeypatch.delenv('CLUSTR_MM_CACHE')
+        monkeypatch.setenv('XDG_CACHE_HOME', '/proc/nowhere')
+        monkeypatch.setattr('tempfile.tempdir', None)
+        monkeypatch.setattr('tempfile._candidate_tempdir_list', list)
+        message = 'compiled code cannot be kept in /proc/nowhere/clustr_mm'
+    x = grid_tokens(1, 60, 8)
+    assert torch.equal(dpc_knn(x, 10), dpc_knn(x, 10, backend='tiled'))
+    assert len(caplog.records) == 1 and message in caplog.text

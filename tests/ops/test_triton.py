@@ -34,6 +34,10 @@ def test_kernels(checks, interpreted):
 # --- what the compiler says
 
 
+# Bytes of shared memory that a program may use, by compute capability.
+SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+
+
 class DriverOfNoGpu:
     """What Triton asks its driver for when it compiles and does not launch."""
 
@@ -62,7 +66,7 @@ class Compiled:
     def compile(self, grid, *args, **constants) -> None:
         compiled = self.kernel.warmup(*args, grid=grid, **constants)
         assert compiled.asm['cubin']
-        assert compiled.metadata.shared <= clustering._SHARED_MEMORY
+        assert compiled.metadata.shared <= SHARED_MEMORY[triton.runtime.driver.active.target.arch]
 
 
 def replace_kernels(monkeypatch, stand_in) -> int:
@@ -106,11 +110,15 @@ def test_kernels_compile_for_a_gpu(capability, gpu_to_compile_for):
 @pytest.mark.long
 @pytest.mark.parametrize('capability', [80, 86, 90, 100, 120])
 @pytest.mark.parametrize('channels', [64, 128, 256, 320, 512])
-def test_all_kernels_compile_for_all_gpus(capability, channels, gpu_to_compile_for):
+def test_all_kernels_compile_for_all_gpus(capability, channels, gpu_to_compile_for, monkeypatch):
     gpu_to_compile_for(capability)
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for precision in ('fp16x3', 'fp16'):
-            compile_all(channels, dtype, precision)
+    limits = SHARED_MEMORY[capability], capability // 10
+    monkeypatch.setattr(clustering, '_limits', lambda device: limits)
+    clustering._choose_tile.cache_clear()
+    compile_all(channels, torch.float32, 'fp16x3')
+    for dtype in (torch.float16, torch.bfloat16):
+        compile_all(channels, dtype, 'fp16')
+    clustering._choose_tile.cache_clear()
 
 
 def compile_all(channels: int, dtype: torch.dtype, precision: str) -> None:
@@ -263,7 +271,7 @@ def test_between_the_kernels_the_host_never_waits(pretended_gpu, dtype, monkeypa
     replace_kernels(monkeypatch, Launched)
     for module in (clustering, merging, conv_gelu):
         monkeypatch.setattr(module, 'on_device_of', lambda x: nullcontext())
-    monkeypatch.setattr(clustering, '_limits', lambda device: (2**16, 128))
+    monkeypatch.setattr(clustering, '_limits', lambda device: (2**16, 9))
     x = torch.empty(2, 100, 20, device='cuda', dtype=dtype)
     labels = clustering.dpc_knn_triton(x, [6, 25, 100, 6], 5)
     assert labels.shape == (4, 2, 100) and labels.dtype == torch.int64
@@ -279,10 +287,16 @@ def test_between_the_kernels_the_host_never_waits(pretended_gpu, dtype, monkeypa
     assert not pretended_gpu.crossing
 
 
+@pytest.mark.parametrize('capability', SHARED_MEMORY)
 @pytest.mark.parametrize('precision', ['fp16x3', 'fp16'])
 @pytest.mark.parametrize('channels', [1, 64, 100, 320, 512])
 @pytest.mark.parametrize('n', [1, 196, 66800])
-def test_tiles_fit_the_map_the_shared_memory_and_the_registers(n, channels, precision):
+def test_tiles_fit_the_map_the_shared_memory_and_the_registers(
+    n, channels, precision, capability, monkeypatch
+):
+    room, major = SHARED_MEMORY[capability], capability // 10
+    clustering._choose_tile.cache_clear()
+    monkeypatch.setattr(clustering, '_limits', lambda device: (room, major))
     padded_c = -(-channels // 16) * 16 * (2 if precision == 'fp16x3' else 1)
     multiple = 128 if n == 66800 else 64
     keys = torch.empty(1, -(-n // multiple) * multiple, padded_c, device='meta').half()
@@ -292,6 +306,33 @@ def test_tiles_fit_the_map_the_shared_memory_and_the_registers(n, channels, prec
         tile = clustering.choose_tile(tokens, values)
         assert keys.shape[1] % tile.rows == 0 and tile.rows % tile.columns == 0
         assert tile.columns >= 16
-        width = padded_c * keys.element_size()
-        assert (tile.rows + tile.stages * tile.columns) * width <= 96 * 1024
+        used = (tile.rows + tile.stages * tile.columns) * padded_c * keys.element_size()
+        assert used <= room
         assert tile.rows * tile.columns * values <= 80 * 32 * tile.warps
+        assert tile.registers is None or (capability == 90 and tile.warps == 8 and 2 * used < room)
+    clustering._choose_tile.cache_clear()
+
+
+def test_a_tile_that_a_device_refuses_gives_way_to_a_smaller_one(monkeypatch):
+    from triton.runtime.errors import OutOfResources
+
+    tried = []
+
+    class Small:
+        def __getitem__(self, grid):
+            return self.run
+
+        def run(self, *args, BLOCK_M, BLOCK_N, **constants):
+            tried.append((BLOCK_M, BLOCK_N))
+            if BLOCK_M * BLOCK_N > 32 * 16:
+                raise OutOfResources(BLOCK_M * BLOCK_N, 32 * 16, 'shared memory')
+
+    monkeypatch.setattr(clustering, '_too_large', set())
+    kernel, keys = Small(), torch.zeros(1, 64, 32).half()
+    tokens = clustering.PreparedTokens(keys, keys[..., 0], keys[:, 0, 0], 64, 32, 'fp16')
+    tile = clustering.Tile(64, 32, 4, 2, None)
+    clustering._launch(kernel, tokens, tile)
+    assert tried == [(64, 32), (64, 16), (32, 16)]
+    tried.clear()
+    clustering._launch(kernel, tokens, tile)
+    assert tried == [(32, 16)], 'what was refused is not tried again'

@@ -15,7 +15,7 @@ from helpers import assert_invariants, some_counts
 from triton_process import poisoned_memory
 
 from clustr_mm.models import ClusTR
-from clustr_mm.ops import dispatch, dpc_knn, merge_tokens
+from clustr_mm.ops import dpc_knn, merge_tokens
 from clustr_mm.ops.clustering import triton as backend
 from clustr_mm.ops.clustering.reference import dpc_knn_reference, log_density, pairwise_distance2
 from clustr_mm.ops.conv_gelu import triton as conv_gelu_triton

@@ -65,6 +65,11 @@ def dpc_knn(
             for, O(N) memory, on a GPU), or None for ``'triton'`` or ``'native'`` where they can
             run and ``'tiled'`` elsewhere.
             ``'traceable'`` (O(N^2) memory) is one graph without control flow, to be exported.
+            Nearly equal tokens (a smooth sky) keep their order in the first three, which take near
+            distances by differences; in the last two products leave little but rounding: on a curve
+            of 256 tokens in 64 channels, steps of 0.004, 94 % of the centres are the
+            definition's. With k = 2 tokens that are each other's nearest tie, and rounding breaks
+            the tie in ``'triton'``.
 
     Returns:
         The cluster of every token, (B, N) int64 from 0 to M - 1: the rank of its centre by score.

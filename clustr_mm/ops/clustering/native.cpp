@@ -421,6 +421,42 @@ void search_neighbours(Image& image, Block a, Block b, float* scratch, std::mute
     }
 }
 
+// Neighbours nearer than this share of their squared norms are nearly equal tokens: the products
+// above leave of their distance little but rounding, which would order their densities.
+constexpr float NEARLY_EQUAL = 1.f / 64;
+
+// Takes the distances of nearly equal neighbours anew, by differences.
+void refine_neighbours(Image& image, Block block) {
+    const int64_t C = image.C;
+    for (int64_t i = block.first * LANES; i < std::min(block.end * LANES, image.N); ++i) {
+        Key* const list = image.neighbours + i * image.length;
+        const float* const a = image.x + i * C;
+        for (int n = 0; n < image.length && list[n] != NONE; ++n) {
+            const int32_t j = index_of(list[n]);
+            const float norms = image.tokens.norm2[i] + image.tokens.norm2[j];
+            if (distance2_of(list[n]) >= NEARLY_EQUAL * norms) break;
+            const float* const b = image.x + j * C;
+            Vec even{}, odd{};
+            int64_t c = 0;
+            for (; c + 2 * LANES <= C; c += 2 * LANES) {
+                const Vec first = load(a + c) - load(b + c);
+                const Vec second = load(a + c + LANES) - load(b + c + LANES);
+                even += first * first;
+                odd += second * second;
+            }
+            float sum = 0;
+            for (; c < C; ++c) sum += (a[c] - b[c]) * (a[c] - b[c]);
+            even += odd;
+            for (int l = 0; l < LANES; ++l) sum += even[l];
+            // The list was nearly in order before.
+            const Key key = key_of(sum, j);
+            int place = n;
+            for (; place > 0 && list[place - 1] > key; --place) list[place] = list[place - 1];
+            list[place] = key;
+        }
+    }
+}
+
 // r, and with it the order of the tokens from the densest to the least dense.
 void find_density(Image& image) {
     for (int64_t i = 0; i < image.N; ++i) {
@@ -676,6 +712,11 @@ void dpc_knn(const float* x, int64_t batch, int64_t N, int64_t C, const int64_t*
             const int64_t j = pairs[t % number_of_pairs].second;
             search_neighbours(images[b], block(i), block(j), scratch, locks[b * blocks + i],
                               locks[b * blocks + j]);
+        }
+
+#pragma omp for schedule(dynamic)
+        for (int64_t t = 0; t < batch * blocks; ++t) {
+            refine_neighbours(images[t / blocks], block(t % blocks));
         }
 
 #pragma omp for schedule(dynamic)

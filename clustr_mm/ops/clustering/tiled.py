@@ -7,6 +7,8 @@ The symbols and the definition are in ``reference.py``. What makes it cheap:
 * One pass over the matrix keeps the K nearest neighbours of every token. The first k of them give
   the density. If one of the K is denser, the first such is the nearest denser token; the few
   tokens where none is (the *open* ones) are searched again, among denser tokens only.
+* The distances of the K are taken anew by differences: of nearly equal tokens a product leaves
+  little but rounding.
 * Every scale's centres are a prefix of one order, so all scales share one pass over them.
 """
 
@@ -54,6 +56,7 @@ def dpc_knn_tiled(x: Tensor, num_clusters: Sequence[int], k: int) -> Tensor:
     """
     tokens = _Tokens(x)
     neighbour_d2, neighbours = nearest_neighbours(tokens, max(k - 1, _NEIGHBOURS))  # (B, N, K)
+    neighbour_d2, neighbours = by_differences(x, neighbour_d2, neighbours)
     itself = torch.zeros_like(tokens.norm2)[..., None]
     r = log_density(torch.cat([itself, neighbour_d2[..., : k - 1]], dim=-1))  # (B, N)
     delta2 = nearest_denser(tokens, density_order(r), neighbour_d2, neighbours)  # (B, N)
@@ -193,6 +196,36 @@ def nearest_neighbours(tokens: _Tokens, count: int) -> tuple[Tensor, Tensor]:
         d2[images, rows] = values
         index[images, rows] = where
     return d2.add_(tokens.norm2[..., None]).clamp_(min=0).div_(tokens.channels), index
+
+
+def by_differences(x: Tensor, d2: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Takes the distances of neighbours anew, as the definition does, and puts them in order.
+
+    The product form leaves of nearly equal tokens' distance little but rounding, and breaks the tie
+    of two tokens that are each other's nearest, which would order their densities.
+
+    Args:
+        x: Tokens, (B, N, C).
+        d2: Of each token's neighbours, ascending, (B, N, K).
+        index: Their token indices, (B, N, K).
+
+    Returns:
+        d2 and index, ascending.
+    """
+    batch, total, count = index.shape
+    flat = x.flatten(0, 1)  # (B N, C)
+    first = torch.arange(batch, device=x.device)[:, None, None] * total
+    pairs = (index + first).flatten()  # (B N K,)
+    anew = torch.empty_like(d2).flatten()
+    size = _TILE_CPU if x.device.type == 'cpu' else _TILE_GPU
+    rows = max(1, size // max(1, count * x.shape[-1]))
+    for i in range(0, batch * total, rows):
+        own = flat[i : i + rows, None]  # (i, 1, C)
+        part = slice(i * count, (i + rows) * count)
+        other = flat[pairs[part]].view(len(own), count, x.shape[-1])
+        anew[part] = (other - own).square_().sum(-1).flatten()
+    anew, order = (anew.view_as(d2) / x.shape[-1]).sort(-1)
+    return anew, index.gather(-1, order)
 
 
 def nearest_denser(

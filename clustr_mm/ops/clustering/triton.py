@@ -156,58 +156,91 @@ def choose_tile(tokens: PreparedTokens, values: int) -> Tile:
     """
     batch, _, width = tokens.keys.shape
     rows = _row_multiple(batch, tokens.tokens)
-    row_bytes = width * tokens.keys.element_size()
-    return _choose_tile(rows, row_bytes, values, tokens.keys.device)
+    return _choose_tile(rows, width, _parts(tokens.precision), values, tokens.keys.device)
 
 
 @lru_cache(maxsize=1024)  # of a hundred launches an image, each would wait for it
-def _choose_tile(rows: int, row_bytes: int, values: int, device: torch.device) -> Tile:
-    """The tile of at most so many rows."""
-    shared_memory, registers = _limits(device)
+def _choose_tile(rows: int, width: int, parts: int, values: int, device: torch.device) -> Tile:
+    """The tile of at most so many rows, of keys of ``width`` float16 of that many parts."""
+    shared_memory, major = _limits(device)
+    row_bytes = 2 * width
     threads = 2 * rows
-    room = (shared_memory - _EXCHANGED) // row_bytes
     columns = 64
     stages = 3 if row_bytes <= 256 else 2
+
+    def taken() -> int:
+        """Bytes of shared memory, as Triton 3.6 compiles it."""
+        copies = stages
+        if major == 10 and rows >= 64 and parts == 2:  # three products of the same columns
+            copies += -(-width // parts // 64)
+        return (rows + copies * columns) * row_bytes + _EXCHANGED
+
     # Columns first: fewer than 64 rows are too few for Hopper's matrix instructions.
-    while columns > 16 and (
-        rows * columns * values > 80 * threads or rows + stages * columns > room
-    ):
+    while columns > 16 and (rows * columns * values > 80 * threads or taken() > shared_memory):
         columns //= 2
-    while rows > 16 and (rows * columns * values > 80 * threads or rows + stages * columns > room):
+    while rows > 16 and (rows * columns * values > 80 * threads or taken() > shared_memory):
         rows //= 2
-    return Tile(rows, columns, threads // 32, stages, registers)
+    # Two programs of 256 threads share a multiprocessor if their registers let them. Before Hopper
+    # the rows lie in registers, so that those would not be enough.
+    two_fit = major == 9 and threads == 256 and 2 * taken() <= shared_memory
+    return Tile(rows, columns, threads // 32, stages, _REGISTERS if two_fit else None)
+
+
+def _smaller(tile: Tile) -> Tile | None:
+    """The next smaller tile; None of the smallest."""
+    if tile.columns > 16:
+        return tile._replace(columns=tile.columns // 2)
+    return tile._replace(rows=tile.rows // 2) if tile.rows > 16 else None
+
+
+_too_large: set[tuple[Any, ...]] = set()  # launches that a device has refused
 
 
 def _launch(
     kernel: Any, tokens: PreparedTokens, tile: Tile, *arguments: Any, **constants: Any
 ) -> None:
-    """Launches K1, K2 or K3: a program for every ``tile.rows`` tokens of every image."""
+    """Launches K1, K2 or K3: a program for every ``tile.rows`` tokens of every image.
+
+    Where the device has less room than the rule for tiles expects, the next smaller tile is taken.
+    """
+    from triton.runtime.errors import OutOfResources
+
     batch, padded, width = tokens.keys.shape
-    kernel[(batch * (padded // tile.rows),)](
-        *arguments,
-        tokens.tokens,
-        padded,
-        WIDTH=width,
-        PRECISION=tokens.precision,
-        BLOCK_M=tile.rows,
-        BLOCK_N=tile.columns,
-        BLOCK_C=tokens.block_c,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        maxnreg=tile.registers,
-        **constants,
-    )
+    while True:
+        launch = (kernel, tile, width, tokens.precision, tokens.keys.device)
+        smaller = _smaller(tile)
+        if launch not in _too_large or smaller is None:
+            try:
+                kernel[(batch * (padded // tile.rows),)](
+                    *arguments,
+                    tokens.tokens,
+                    padded,
+                    WIDTH=width,
+                    PRECISION=tokens.precision,
+                    BLOCK_M=tile.rows,
+                    BLOCK_N=tile.columns,
+                    BLOCK_C=tokens.block_c,
+                    num_warps=tile.warps,
+                    num_stages=tile.stages,
+                    maxnreg=tile.registers,
+                    **constants,
+                )
+                return
+            except OutOfResources:
+                if smaller is None:
+                    raise
+                _too_large.add(launch)
+        tile = smaller
 
 
 @lru_cache
-def _limits(device: torch.device) -> tuple[int, int | None]:
-    """Bytes of shared memory that a program may use, and registers that a thread may."""
+def _limits(device: torch.device) -> tuple[int, int]:
+    """Bytes of shared memory that a program may use, and the major compute capability."""
     if device.type != 'cuda':
-        return _SHARED_MEMORY, _REGISTERS
+        return _SHARED_MEMORY, 8
     properties = torch.cuda.get_device_properties(device)
     shared_memory = getattr(properties, 'shared_memory_per_block_optin', _SHARED_MEMORY)
-    # Before Hopper the rows lie in registers, so that those would not be enough.
-    return shared_memory, _REGISTERS if properties.major >= 9 else None
+    return shared_memory, properties.major
 
 
 def _row_multiple(batch: int, tokens: int) -> int:

@@ -1,4 +1,9 @@
-"""Operators: the implementation itself in eager code, one operator for whatever traces."""
+"""What operators ask before they run; and that whatever traces sees one operator."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,10 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from clustr_mm.ops import dispatch, dpc_knn
+from clustr_mm.ops.dispatch import Operator, integer
+
 if not hasattr(torch.library, 'custom_op'):
     pytest.skip('needs torch 2.4', allow_module_level=True)
-
-from clustr_mm.ops.dispatch import Operator
 
 CALLS = []
 
@@ -120,3 +126,71 @@ class Scaled(torch.nn.Module):
 def test_vmap_computes_every_image():
     x = torch.arange(6.0).view(3, 2)
     assert torch.equal(torch.func.vmap(lambda row: SCALE(row, 2.0))(x), 2 * x)
+
+
+# --- the switch, and where nothing can be written
+
+
+def test_the_switch_names_operators_or_0(monkeypatch):
+    monkeypatch.delenv('CLUSTR_MM_KERNELS', raising=False)
+    assert dispatch.why_switched_off('merge') is None
+    monkeypatch.setenv('CLUSTR_MM_KERNELS', '0')
+    assert dispatch.why_switched_off('merge') == "CLUSTR_MM_KERNELS is '0'; add merge"
+    monkeypatch.setenv('CLUSTR_MM_KERNELS', 'dpc_knn, merge')
+    assert dispatch.why_switched_off('merge') is None
+    assert dispatch.why_switched_off('conv_gelu') is not None
+    monkeypatch.setenv('CLUSTR_MM_KERNELS', 'merge,atention')
+    with pytest.raises(ValueError, match="'atention' is no operator: use 0 for no kernels, or"):
+        dispatch.why_switched_off('merge')
+
+
+def test_switched_off_it_runs_in_plain_pytorch_and_says_so_once(monkeypatch, caplog):
+    monkeypatch.setenv('CLUSTR_MM_KERNELS', '0')
+    monkeypatch.setattr(dispatch, '_said', set())
+    x = torch.randn(1, 50, 8)
+    for _ in range(2):
+        assert torch.equal(dpc_knn(x, 9), dpc_knn(x, 9, backend='tiled'))
+    assert [r.getMessage() for r in caplog.records] == [
+        "dpc_knn without its kernels, far slower: CLUSTR_MM_KERNELS is '0'; add dpc_knn"
+    ]
+
+
+def test_is_imported_and_runs_where_nothing_can_be_written():
+    code = (
+        'import sys, tempfile\n'
+        "sys.modules['mmengine'] = sys.modules['dill'] = None\n"  # they write
+        'tempfile._candidate_tempdir_list = list\n'
+        'import torch, clustr_mm\n'
+        "assert 'torch._dynamo' not in sys.modules\n"
+        'print(clustr_mm.dpc_knn(torch.eye(9)[None], 3).shape)\n'
+        "clustr_mm.ClusTR(arch='tiny')(torch.zeros(1, 3, 32, 32))\n"
+    )
+    nowhere = dict.fromkeys(('HOME', 'XDG_CACHE_HOME', 'TMPDIR'), '/proc/nowhere')
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code],
+        env={**os.environ, **nowhere},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, 'torch.Size([1, 9])\n'), done.stderr
+    (line,) = done.stderr.splitlines()
+    assert 'compiled code cannot be kept in /proc/nowhere' in line
+
+
+def test_a_device_whose_autocast_torch_does_not_know_has_none(monkeypatch):
+    # As torch below 2.5 and MPS.
+    monkeypatch.delattr(torch.amp, 'is_autocast_available')
+    on_mps = SimpleNamespace(is_meta=False, device=torch.device('mps'), dtype=torch.float32)
+    assert dispatch.autocast_dtype(on_mps) is None
+    with dispatch.without_autocast(on_mps):
+        pass
+
+
+def test_integers_of_all_kinds_and_no_others():
+    numpy = pytest.importorskip('numpy')
+    for value in (3, numpy.int64(3), torch.tensor(3)):
+        assert type(integer(value, 'k')) is int and integer(value, 'k') == 3
+    for value in (3.0, '3', None, [3]):
+        with pytest.raises(ValueError, match='k is .*; use an integer'):
+            integer(value, 'k')
