@@ -87,7 +87,7 @@ class ToolRunner(Runner):
         if self._has_loaded:
             return
         # After a restart of several machines only some of the processes know that they go on.
-        asked = [self._resume, self._load_from]
+        asked: list[Any] = [self._resume, self._load_from]
         broadcast_object_list(asked)
         self._resume, self._load_from = asked
         if self._resume and self._load_from is None:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from clustr_mm.integrations.layer_decay import layer_depths
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope

@@ -15,8 +15,8 @@ from triton_process import both_ways, run_checks
 
 from clustr_mm.models import ClusTR
 from clustr_mm.ops import dispatch, dpc_knn
-from clustr_mm.ops.clustering import can_run_triton
 from clustr_mm.ops.clustering import triton as clustering
+from clustr_mm.ops.clustering.triton import can_run_triton
 from clustr_mm.ops.conv_gelu import triton as conv_gelu
 from clustr_mm.ops.merging import triton as merging
 

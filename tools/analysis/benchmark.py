@@ -32,7 +32,8 @@ import torch
 from clustr_mm.analysis.peers import build_backbone
 from clustr_mm.analysis.records import circumstances, results_file, write_rows
 from clustr_mm.analysis.speed import backbone_step, compare, peak_memory, time_call
-from clustr_mm.ops.clustering import BACKENDS, can_run_native, can_run_triton, dpc_knn
+from clustr_mm.ops.clustering import BACKENDS, can_run_native, dpc_knn
+from clustr_mm.ops.clustering.triton import can_run_triton
 
 AMP = {'fp16': torch.float16, 'bf16': torch.bfloat16}
 # Tokens of one stage-1 map: 112 x 112 to 800 x 1333 pixels.

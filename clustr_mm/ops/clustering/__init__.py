@@ -12,7 +12,6 @@ from clustr_mm.ops.clustering.dpc_knn import BACKENDS, dpc_knn
 from clustr_mm.ops.clustering.native import can_run_native
 from clustr_mm.ops.clustering.padding import Padding, padded_dpc_knn
 from clustr_mm.ops.clustering.traceable import dpc_knn_traceable
-from clustr_mm.ops.clustering.triton import can_run_triton
 from clustr_mm.ops.clustering.windows import WindowGroup, Windows, split_map, windowed_dpc_knn
 
 __all__ = [
@@ -21,7 +20,6 @@ __all__ = [
     'WindowGroup',
     'Windows',
     'can_run_native',
-    'can_run_triton',
     'dpc_knn',
     'dpc_knn_traceable',
     'padded_dpc_knn',

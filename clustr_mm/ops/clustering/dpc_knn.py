@@ -6,7 +6,7 @@ where it runs, so that a traced graph fits every machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import overload
 
 import torch
@@ -16,7 +16,6 @@ from clustr_mm.ops.clustering.native import can_run_native, dpc_knn_native
 from clustr_mm.ops.clustering.reference import dpc_knn_reference
 from clustr_mm.ops.clustering.tiled import dpc_knn_tiled
 from clustr_mm.ops.clustering.traceable import dpc_knn_traceable
-from clustr_mm.ops.clustering.triton import can_run_triton, dpc_knn_triton
 from clustr_mm.ops.dispatch import (
     Operator,
     autocast_dtype,
@@ -25,13 +24,13 @@ from clustr_mm.ops.dispatch import (
     without_autocast,
 )
 
-BACKENDS: dict[str, Callable[[Tensor, Sequence[int], int], Tensor]] = {
+_OF_TORCH = {
     'reference': dpc_knn_reference,
     'tiled': dpc_knn_tiled,
     'traceable': dpc_knn_traceable,
     'native': dpc_knn_native,
-    'triton': dpc_knn_triton,
 }
+BACKENDS = (*_OF_TORCH, 'triton')
 
 # What a larger component counts as: its square, and the sum of many, still have a float32.
 _LARGEST = 1e15
@@ -124,14 +123,16 @@ def _dpc_knn(
 ) -> Tensor:
     """The operator: labels (S, B, N) int64 of S counts."""
     if backend == 'triton' or (backend is None and x.is_cuda):
+        from clustr_mm.ops.clustering.triton import can_run_triton, dpc_knn_triton
+
         reason = can_run_triton(x, k)
         if reason is not None and backend == 'triton':
             raise ValueError(f"backend 'triton' cannot run: {reason}")
         if reason is not None:
             say_fallback('dpc_knn', reason)
-        backend = 'triton' if reason is None else 'tiled'
-    if backend == 'triton':  # its first kernel converts on the way
-        return dpc_knn_triton(x, num_clusters, k, 'fp16' if half else 'fp16x3')
+        if reason is None:  # the first kernel converts on the way
+            return dpc_knn_triton(x, num_clusters, k, 'fp16' if half else 'fp16x3')
+        backend = 'tiled'
     with torch.no_grad(), without_autocast(x):  # it would round the distances
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if backend is None:
@@ -141,7 +142,7 @@ def _dpc_knn(
                 say_fallback('dpc_knn', reason)
         if backend != 'native':
             x = x.nan_to_num(0.0).clamp(-_LARGEST, _LARGEST)
-        return BACKENDS[backend](x, num_clusters, k)
+        return _OF_TORCH[backend](x, num_clusters, k)
 
 
 def _dpc_knn_fake(

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from clustr_mm.ops.conv_gelu.triton import conv_gelu_triton
 from clustr_mm.ops.dispatch import say_fallback, why_no_kernels
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -32,6 +31,8 @@ def conv_gelu(u: Tensor, hw: tuple[int, int], dwconv: Callable[[Tensor], Tensor]
     if u.is_cuda:
         reason = can_run_conv_gelu(u, dwconv)
         if reason is None:
+            from clustr_mm.ops.conv_gelu.triton import conv_gelu_triton
+
             return conv_gelu_triton(u, hw, dwconv.weight, dwconv.bias)  # type: ignore[attr-defined]
         say_fallback('conv_gelu', reason)
     u = u.transpose(1, 2).unflatten(2, hw)  # (B, C, H, W), channels last

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from clustr_mm.ops.dispatch import Operator, integer, say_fallback, without_autocast
-from clustr_mm.ops.merging.triton import can_run_merge, merge_backward_triton, merge_triton
 
 EPS = 1e-6
 
@@ -134,6 +133,8 @@ def _merge(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator: c (B, M, C), max (B, M) and total (B, M), all float32 or wider."""
     if x.is_cuda:
+        from clustr_mm.ops.merging.triton import can_run_merge, merge_triton
+
         reason = can_run_merge(x)
         if reason is None:
             return merge_triton(x, assignment, num_clusters, logits)
@@ -151,10 +152,12 @@ def _merge_backward(
     total: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The operator of the gradients at x and at the logits."""
-    backward = merge_backward_plain
-    if x.is_cuda and can_run_merge(x) is None:
-        backward = merge_backward_triton
-    return backward(grad, x, assignment, logits, merged, largest, total)
+    if x.is_cuda:
+        from clustr_mm.ops.merging.triton import can_run_merge, merge_backward_triton
+
+        if can_run_merge(x) is None:
+            return merge_backward_triton(grad, x, assignment, logits, merged, largest, total)
+    return merge_backward_plain(grad, x, assignment, logits, merged, largest, total)
 
 
 def merge_plain(
