@@ -167,7 +167,7 @@ def test_our_loops_and_hooks_go_into_a_config_of_mmpretrains(tmp_path: Path) -> 
     cfg = Config.fromfile(file)
     hooks = [HOOKS.build(hook) for hook in (cfg.default_hooks.checkpoint, *cfg.custom_hooks)]
     assert {type(hook).__module__.split('.')[0] for hook in hooks} == {'clustr_mm'}
-    loader = DataLoader([0])  # type: ignore[arg-type]
+    loader = DataLoader([0])
     loop = LOOPS.build(cfg.train_cfg, default_args=dict(runner=None, dataloader=loader))
     assert (type(loop).__name__, loop.max_epochs) == ('ResumableEpochLoop', 12)
 
