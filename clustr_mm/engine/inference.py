@@ -20,9 +20,10 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.structures import InstanceData, PixelData
 from PIL import Image
 
+from clustr_mm.datasets.check import type_name
 from clustr_mm.datasets.files import IMAGE_SUFFIXES
 from clustr_mm.datasets.pixels import as_photo, rgb_or_bands
-from clustr_mm.engine.config import library_of, load_config, type_name
+from clustr_mm.engine.config import library_of, load_config
 from clustr_mm.engine.errors import UserError
 from clustr_mm.engine.options import add_trust, choose_device
 from clustr_mm.engine.pictures import image_loader, in_library

@@ -16,8 +16,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, TRANSFORMS, DefaultScope
 from PIL import Image
 
+from clustr_mm.datasets.check import type_name
 from clustr_mm.datasets.pixels import as_photo, rgb_or_bands
-from clustr_mm.engine.config import type_name
 from clustr_mm.engine.errors import UserError
 
 

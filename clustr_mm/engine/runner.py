@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import broadcast_object_list
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor, nn
 
+from clustr_mm.datasets.labels import label_report
 from clustr_mm.engine.checkpoints import check_training_state, newest_checkpoint
 from clustr_mm.engine.errors import UserError
 from clustr_mm.engine.unwrapping import unwrapped
@@ -67,6 +68,14 @@ class ToolRunner(Runner):
                 'device_ids': None,
             }
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def build_train_loop(self, loop: Any) -> Any:
+        """Builds the loop, and says what is odd about its data's labels, which nobody else does."""
+        made = super().build_train_loop(loop)
+        if is_main_process():
+            for line in label_report(made.dataloader.dataset):
+                self.logger.warning(f'Training data: {line}')
+        return made
 
     def test(self) -> dict[str, float]:
         """Tests with all of the model's weights, or not at all.
