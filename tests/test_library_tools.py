@@ -75,7 +75,7 @@ def foreign(library, data):
             'retinanet/retinanet_r50_fpn_1x_coco.py',
             "model = dict(backbone=dict(_delete_=True, type='ClusTR', arch='tiny'), neck=dict("
             f'{CHANNELS}, out_channels=32), bbox_head=dict(in_channels=32, feat_channels=32, '
-            'stacked_convs=1), test_cfg=dict(score_thr=0.0, max_per_img=5))\n'
+            'stacked_convs=1), test_cfg=dict(nms_pre=20, score_thr=0.0, max_per_img=5))\n'
             + coco(data['coco'], 'instances_val2017.json'),
             [
                 *EPOCH,
