@@ -197,7 +197,7 @@ class Operator:
     called as it is, as a torch.autograd.Function where a gradient is wanted. Not by
     ``torch.library.custom_op``, whose wrapper takes the host twice as long.
 
-    Before torch 2.4 there is no operator; the implementation is called always.
+    Before torch 2.4 there is no operator, and the implementation is called always.
 
     Args:
         signature: Name and schema, as in ``'f(Tensor x) -> Tensor'``.
@@ -220,6 +220,7 @@ class Operator:
         remember: Callable[..., None] | None = None,
     ) -> None:
         self._implementation = implementation
+        self._fake = fake
         self._function: Any = None
         if backward is not None and remember is not None:
             self._function = _function(implementation, backward, remember)
@@ -238,11 +239,10 @@ class Operator:
     def __call__(self, *arguments: Any) -> Any:
         """Runs the operator."""
         tensors = [each for each in arguments if isinstance(each, Tensor)]
-        if self.registered and (
-            _is_traced()
-            or not {*map(type, arguments)} <= _PLAIN
-            or any(tensor.is_meta for tensor in tensors)
-        ):
+        is_meta = any(tensor.is_meta for tensor in tensors)
+        if is_meta and not self.registered:
+            return self._fake(*arguments)
+        if self.registered and (is_meta or _is_traced() or not {*map(type, arguments)} <= _PLAIN):
             return self._operator(*arguments)
         if (
             self._function is not None

@@ -172,7 +172,7 @@ def merge_plain(
         rows = batch * num_clusters + 1  # the last is for tokens without a cluster
         largest = logits.new_full((rows,), -torch.inf).scatter_reduce(0, row, logits, 'amax')
         largest = largest.masked_fill(largest == -torch.inf, 0)  # empty clusters
-        weight = (logits - largest[row]).exp()  # (B N,)
+        weight = (logits - largest.take(row)).exp()  # (B N,)
         weighted = x.to(precise).flatten(0, 1) * weight[:, None]  # (B N, C)
         total = _sum_rows(weight, row, rows) + EPS * (-largest).exp()  # (B M + 1,)
         merged = _sum_rows(weighted, row, rows) / total[:, None]  # (B M + 1, C)
@@ -198,13 +198,15 @@ def merge_backward_plain(
         clusters = merged.shape[1]
         inside = (assignment >= 0) & (assignment < clusters)  # (B, N)
         row = _rows(assignment.clamp(0, clusters - 1), clusters).flatten()  # (B N,)
-        share = (logits.to(merged.dtype).flatten() - largest.flatten()[row]).exp()
-        share = (share / total.flatten()[row]).view_as(logits) * inside  # p, (B, N)
-        share = share.masked_fill(~inside, 0)  # not even inf
-        of_cluster = grad.flatten(0, 1)[row].view_as(x)  # g, (B, N, C)
-        offset = x - merged.flatten(0, 1)[row].view_as(x)
-        grad_logits = (of_cluster * offset).sum(-1).mul_(share)
-        return (of_cluster * share[..., None]).to(x.dtype), grad_logits.to(logits.dtype)
+        share = (logits.to(merged.dtype).flatten() - largest.take(row)).exp()
+        share = (share / total.take(row)).view_as(logits)
+        share = share.masked_fill(~inside, 0)  # p, (B, N)
+        of_cluster = (grad * merged).sum(-1).take(row).view_as(share)  # g . c, (B, N)
+        grad_x = (
+            grad.flatten(0, 1).index_select(0, row).view_as(x).mul_(share[..., None])
+        )  # p g, (B, N, C)
+        grad_logits = (grad_x * x).sum(-1) - share * of_cluster
+        return grad_x.to(x.dtype), grad_logits.to(logits.dtype)
 
 
 def _rows(assignment: Tensor, num_clusters: int) -> Tensor:
