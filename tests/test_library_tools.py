@@ -29,7 +29,7 @@ LOADERS = [
     for split in SPLITS
     for option in ('num_workers=0', 'persistent_workers=False')
 ]
-LOADERS.append('test_dataloader.dataset.indices=4')
+LOADERS += ['val_dataloader.dataset.indices=4', 'test_dataloader.dataset.indices=4']
 # Ten steps, and what may be at chance: the order of samples and their augmentation.
 STEPS = ['randomness.seed=0', 'default_hooks.logger.interval=1', 'train_dataloader.batch_size=2']
 ONE_EPOCH = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=9']
@@ -66,6 +66,7 @@ def foreign(library, data):
                 'model.decode_head.norm_cfg.type=BN', 'model.auxiliary_head.norm_cfg.type=BN',
                 'train_dataloader.dataset.pipeline.2.scale=(128,64)',
                 'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
+                'val_dataloader.dataset.pipeline.1.scale=(128,64)',
                 'test_dataloader.dataset.pipeline.1.scale=(128,64)',
                 *(f'{s}_dataloader.dataset.data_root={data["ade20k"]}' for s in SPLITS),
             ],
@@ -80,6 +81,7 @@ def foreign(library, data):
             [
                 *EPOCH,
                 'train_dataloader.dataset.pipeline.2.scale=(96,96)',
+                'val_dataloader.dataset.pipeline.1.scale=(96,96)',
                 'test_dataloader.dataset.pipeline.1.scale=(96,96)',
             ],
         )  # fmt: skip
@@ -108,7 +110,7 @@ def foreign(library, data):
 
 # What a test writes: options, and what of it is compared byte by byte.
 OUTPUTS = dict(
-    mmdet=['--out', 'out.pkl', '--show-dir', 'shown', '--tta'],
+    mmdet=['--out', 'out.pkl', '--show-dir', 'shown'],
     mmseg=['--out', 'out', '--show-dir', 'shown'],
     mmpose=['--out', 'out.json', '--dump', 'dump.pkl', '--show-dir', 'shown'],
     mmpretrain=['--out', 'out.pkl', '--out-item', 'pred', '--show-dir', 'shown'],
@@ -248,13 +250,11 @@ def test_our_leaves_run_in_the_librarys_own_tools(library, data, tmp_path):
     options = ['--work-dir', 'work', '--cfg-options', *options, 'train_cfg.val_interval=9']
     finish(start(tmp_path, own_tools(library) / 'train.py', 'leaf.py', *options))
     (checkpoint,) = (tmp_path / 'work').glob('[ie]*_*.pth')  # and the best one beside it
-    # mmdet's own augmented test knows no masks.
-    writes = [each for each in OUTPUTS[library] if each != '--tta']
-    augmented = ['--tta'] if library in ('mmseg', 'mmpretrain') else []
+    # mmdet's own augmented test knows no masks, and mmpose has none.
+    ways = [OUTPUTS[library], *([['--tta']] if library in ('mmseg', 'mmpretrain') else [])]
     runs = [
-        start(tmp_path, own_tools(library) / 'test.py', 'leaf.py', checkpoint, *more, *options)
-        for more in (writes, augmented)
-        if more
+        start(tmp_path, own_tools(library) / 'test.py', 'leaf.py', checkpoint, *way, *options)
+        for way in ways
     ]
     for run in runs:
         finish(run)
