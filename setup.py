@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithConfigsAndTools(build_py):
-    """Copies configs/, tools/ and model-index.yml to clustr_mm/.mim/, where OpenMMLab's packages carry theirs.
+    """Copies configs/, tools/ and model-index.yml to clustr_mm/.mim/, as OpenMMLab's packages do.
 
     The copies are made in the build folder alone. An editable install reads the originals.
     """

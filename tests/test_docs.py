@@ -2,13 +2,17 @@
 
 import argparse
 import importlib.util
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import HOOKS, LOOPS
+from torch.utils.data import DataLoader
 
 from clustr_mm.datasets.audit import audit
 from clustr_mm.datasets.mini import MiniData, build
@@ -47,21 +51,22 @@ def _commands() -> Iterator[tuple[str, str]]:
             yield page.name, ' '.join(command.replace('\\\n', ' ').split())
 
 
-def _words(command: str) -> tuple[str, list[str]]:
+def _words(command: str, folder: Path) -> tuple[str, list[str]]:
     """The tool in Python that a command starts, directly or by a launcher, and its arguments."""
     words = shlex.split(re.sub(r'\[options of .*\]', '', command))
     while '=' in words[0]:  # what it sets in the environment
         del words[0]
-    if words[0] == 'python':
-        return words[1], words[2:]
-    tool, *arguments = words
-    launcher, job = Path(tool).stem.split('_')
-    if launcher == 'slurm':
-        del arguments[:2]  # PARTITION JOB_NAME
-    else:
-        processes = arguments.pop(1 if job == 'train' else 2)
-        assert processes == 'GPUS' or processes.isdigit()
-    return f'tools/{job}.py', arguments
+    if words[0] != 'python':  # what the script would start is printed
+        (folder / 'srun').write_text('#!/bin/sh\necho "$@"\n')
+        (folder / 'srun').chmod(0o755)
+        path = f'{folder}{os.pathsep}{os.environ["PATH"]}'
+        env = {**os.environ, 'PATH': path, 'PYTHON': 'echo'}
+        done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+        words = shlex.split(done.stdout)
+        if (processes := re.search(r'--nproc-per-node=(\S+)', done.stdout)) is not None:
+            assert processes[1] == 'GPUS' or processes[1].isdigit()
+    place = next(at for at, word in enumerate(words) if word.startswith('tools/'))
+    return words[place], words[place + 1 :]
 
 
 COMMANDS = sorted(set(_commands()))
@@ -92,10 +97,14 @@ def test_paths_exist(page: Path) -> None:
 
 @pytest.mark.parametrize(('page', 'command'), COMMANDS)
 def test_commands_are_understood(
-    page: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    page: str,
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     """The tool's own parser reads the command; what it would do is left out."""
-    tool, arguments = _words(command)
+    tool, arguments = _words(command, tmp_path)
     spec = importlib.util.spec_from_file_location('documented_tool', ROOT / tool)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -118,19 +127,11 @@ def test_commands_are_understood(
     pytest.fail(f'{page}: {command} ran without reading its options')
 
 
-def test_every_documented_tool_is_run_somewhere() -> None:
-    rows = re.findall(r'^\| (.*) \| (.*) \|$', (ROOT / 'docs' / 'commands.md').read_text(), re.M)
-    run_by = {tool: by for tools, by in rows for tool in re.findall(r'`(tools/[^`]+)`', tools)}
-    named = {
-        tool for _, command in COMMANDS for tool in re.findall(r'tools/\S+\.(?:py|sh)', command)
-    }
-    assert not named - set(run_by)
-    for tool, by in run_by.items():
-        assert (ROOT / tool).exists()
-        tests = re.findall(r'`(tests/[^`]+)`', by)
-        assert tests or '2026' in by
-        for test in tests:
-            assert Path(tool).name in (ROOT / test).read_text(), f'{test} does not run {tool}'
+def test_every_documented_tool_is_run_by_a_test() -> None:
+    tools = {tool for _, command in COMMANDS for tool in re.findall(r'tools/\S+\.py', command)}
+    tests = [path.read_text() for path in (ROOT / 'tests').rglob('test_*.py')]
+    unrun = {tool for tool in tools if not any(Path(tool).name in text for text in tests)}
+    assert not unrun
 
 
 def test_there_are_commands_to_check() -> None:
@@ -153,6 +154,22 @@ def test_a_command_that_goes_on_says_so(page: Path) -> None:
         if at + 1 < len(lines) and re.match(r' {5,}\S| {4}-', lines[at + 1]):
             broken.append(lines[at])
     assert not broken
+
+
+def test_our_loops_and_hooks_go_into_a_config_of_mmpretrains(tmp_path: Path) -> None:
+    """train.md: the lines as written, below a base whose loop has no type and that has hooks."""
+    mmpretrain = pytest.importorskip('mmpretrain')
+    text = (ROOT / 'docs' / 'train.md').read_text()
+    (lines,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    configs = Path(mmpretrain.__file__).parent / '.mim' / 'configs'
+    file = tmp_path / 'foreign.py'
+    file.write_text(f"_base_ = '{configs}/resnet/resnet18_8xb32_in1k.py'\n{lines}")
+    cfg = Config.fromfile(file)
+    hooks = [HOOKS.build(hook) for hook in (cfg.default_hooks.checkpoint, *cfg.custom_hooks)]
+    assert {type(hook).__module__.split('.')[0] for hook in hooks} == {'clustr_mm'}
+    loader = DataLoader([0])
+    loop = LOOPS.build(cfg.train_cfg, default_args=dict(runner=None, dataloader=loader))
+    assert (type(loop).__name__, loop.max_epochs) == ('ResumableEpochLoop', 12)
 
 
 def test_the_newcomers_path_to_three_classes(

@@ -94,7 +94,6 @@ def test_mmpretrains_model_hub_lists_and_builds_ours(monkeypatch):
     monkeypatch.setattr(ModelHub, '_ModelHub__mmpretrain_registered', True)
     names = [
         'clustr_b_imagenet',
-        'clustr_b_imagenet_fsdp',
         'clustr_s_imagenet',
         'clustr_t_imagenet',
         'clustr_t_mini',

@@ -14,7 +14,6 @@ pytest.importorskip('mmpose')
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmseg')
 import cv2
-from clustr_mm.datasets.masks import rle
 from encoding import encode
 from PIL import Image
 

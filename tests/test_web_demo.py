@@ -28,7 +28,7 @@ from torch import nn
 
 from clustr_mm import ClusTR
 from clustr_mm.engine import UserError
-from clustr_mm.engine.inference import image_loader
+from clustr_mm.engine.pictures import image_loader
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'configs' / 'mmseg' / 'upernet_clustr_t_mini.py'

@@ -33,7 +33,7 @@ from clustr_mm.engine.export import (
     to_onnx,
     to_program,
 )
-from clustr_mm.engine.options import Parser, add_trust, read_safely
+from clustr_mm.engine.options import Parser, add_trust
 from clustr_mm.weights.files import load_strictly, read_checkpoint, state_dict_of
 
 TOLERANCE = 1e-4
@@ -70,7 +70,8 @@ def load_model(options: argparse.Namespace) -> torch.nn.Module:
         model = MODELS.build(backbone if options.backbone else cfg.model)
     if len(options.paths) == 2:
         source = options.paths[0]
-        weights = state_dict_of(read_checkpoint(source), source)
+        content = read_checkpoint(source, trust=options.trust_checkpoint)
+        weights = state_dict_of(content, source)
         load_strictly(model, weights, 'backbone.' if options.backbone else None, source)
     return (model if options.backbone else SegmentorGraph(model)).eval()
 
@@ -107,7 +108,6 @@ def check(module: torch.nn.Module, path: str, options: argparse.Namespace) -> No
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
-    read_safely(options.trust_checkpoint)
     out = Path(options.paths[-1])
     given = [path.endswith(WEIGHT_SUFFIXES) for path in options.paths[:-1]]
     if out.suffix not in ('.onnx', '.pt2') or given not in ([], [True]):

@@ -41,7 +41,11 @@ def time_call(
         Seconds of one call by the clock, and of all threads of the processor, which a shared
         machine stretches less.
     """
-    wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+
+    def wait() -> None:
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+
     wait()
     wall, processor = time.perf_counter(), time.process_time()
     for _ in range(times):

@@ -71,7 +71,7 @@ def audit(
     seen: list[Part] = []
     for loader in LOADERS:
         split = loader.removesuffix('_dataloader')
-        evaluator = f'{split}_evaluator'
+        metrics = cfg.get(f'{split}_evaluator')
         labels = Labels()
         for part in each_part((cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'):
             if any(part[1:] == each[1:] for each in seen):  # a test set that is the validation set
@@ -86,47 +86,57 @@ def audit(
             except Exception as error:  # the libraries' words for what is in the files
                 yield f'fault: {_source(part)} ({part.place}): {_build_fault(error)}'
                 continue
-            kind = type_name(part.cfg['type'])
             if built is None:
-                yield f'{split}: {kind}: no data set of mmengine, and not looked into'
+                yield f'{part.place}: no data set of mmengine, and not looked into'
                 continue
-            first = _first_samples(built)
-            what = 'images' if first or not len(built) else 'samples, whose files are not looked at'
-            yield f'{split}: {kind}: {len(first) or len(built):,} {what}, {_source(part)}'
-            if not len(built):
-                yield f'fault: {_source(part)} ({part.place}): {_NO_SAMPLE}'
-            yield from _annotation_faults(built, cfg.get(evaluator) if split != 'train' else ())
             yield from _class_faults(built, part, trained)
-            yield from _lone_labels(built)
             if split == 'train':
                 yield from _head_faults(cfg.get('model'), built.metainfo.get('classes'))
-            dark = []
-            backed = remote(_source(part), part.cfg, *each_step(part.pipeline))
-            looked = _in_threads(partial(_look, built, decode, not backed), first.values())
-            for sample, counts, faults, image in track(looked, len(first), f'{split} images'):
-                labels.add(built, sample, counts)
-                if image is not None and image <= _DARK:
-                    dark.append(sample['img_path'])
-                for fault in dict.fromkeys(faults):
-                    yield f'fault: {fault}'
-            if 10 * len(dark) >= max(1, len(first)):
-                yield (
-                    f'warning: {split}: {len(dark):,} images have no value above {_DARK} of 255, '
-                    f'the first {min(dark)}: were 10 or 12 bits cut down to 8?'
-                )
+            yield from _part_lines(part, built, labels, metrics, decode, track)
         wrong = split == 'train' and (labels.useless() or labels.outside)
         for line in labels.lines():
             yield f'{"fault" if wrong else "warning"}: {split}: {line}'
         try:
-            check_paths({evaluator: cfg.get(evaluator)}, [loader])
+            check_paths({f'{split}_evaluator': metrics}, [loader])
         except DataNotFoundError as error:
             yield f'fault: {error}'
+
+
+def _part_lines(
+    part: Part, built: BaseDataset, labels: Labels, metrics: Any, decode: bool, track: Track
+) -> Iterator[str]:
+    """Look into one data set, and count its labels."""
+    split = part.place.split('_')[0]
+    first = _first_samples(built)
+    what = 'images' if first or not len(built) else 'samples, whose files are not looked at'
+    kind = type_name(part.cfg['type'])
+    yield f'{split}: {kind}: {len(first) or len(built):,} {what}, {_source(part)}'
+    if not len(built):
+        yield f'fault: {_source(part)} ({part.place}): {_NO_SAMPLE}'
+    sizes: dict[str, tuple[int, int]] = {}
+    yield from _annotation_faults(built, metrics if split != 'train' else (), sizes)
+    yield from _lone_labels(built)
+    dark = []
+    backed = remote(_source(part), part.cfg, *each_step(part.pipeline))
+    looked = _in_threads(partial(_look, built, decode, not backed, sizes), first.values())
+    for sample, counts, faults, brightest in track(looked, len(first), f'{split} images'):
+        labels.add(built, sample, counts)
+        if brightest is not None and brightest <= _DARK:
+            dark.append(sample['img_path'])
+        for fault in dict.fromkeys(faults):
+            yield f'fault: {fault}'
+    if 10 * len(dark) >= max(1, len(first)):
+        yield (
+            f'warning: {split}: {len(dark):,} images have no value above {_DARK} of 255, '
+            f'the first {min(dark)}: were 10 or 12 bits cut down to 8?'
+        )
 
 
 def _build(part: Part) -> BaseDataset | None:
     """Build a data set whose pipeline is its loading steps; None if it is a foreign one."""
     kind = part.cfg['type']
-    known = DATASETS.get(kind) if isinstance(kind, str) else kind
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        known = registry.get(kind) if isinstance(kind, str) else kind
     if known is not None and not (isinstance(known, type) and issubclass(known, BaseDataset)):
         return None
     loads = [step for step in part.pipeline if type_name(step['type']).startswith('Load')]
@@ -171,17 +181,26 @@ def _first_samples(built: BaseDataset) -> dict[str, int]:
     return first
 
 
-def _annotation_faults(built: BaseDataset, metrics: Any) -> Iterator[str]:
-    """Look into a file of COCO's format, where the data set has one."""
+def _annotation_faults(
+    built: BaseDataset, metrics: Any, sizes: dict[str, tuple[int, int]]
+) -> Iterator[str]:
+    """Look into a file of COCO's format, where the data set has one; note the images' sizes."""
     path = str(getattr(built, 'ann_file', ''))
     if not path.endswith('.json') or not os.path.isfile(path):
         return
-    with open(path, encoding='utf-8') as file:
-        content = json.load(file)
+    with open(path, encoding='utf-8') as opened:
+        content = json.load(opened)
     if isinstance(content, dict) and {'annotations', 'images', 'categories'} <= content.keys():
-        masks = any(getattr(step, 'with_mask', False) for step in loading_steps(built))
-        for is_fault, line in coco_faults(content, built, _metric_fields(built, metrics), masks):
+        masks = [step for step in loading_steps(built) if getattr(step, 'with_mask', False)]
+        needed = _metric_fields(built, metrics)
+        for is_fault, line in coco_faults(content, built, needed, bool(masks)):
             yield f'{"fault" if is_fault else "warning"}: {path}: {line}'
+        folder = built.data_prefix.get('img') or ''
+        for image in content['images']:
+            file = os.path.join(folder, str(image.get('file_name')))
+            sizes[file] = image.get('height'), image.get('width')
+        for step in masks:  # they have been looked at, and a broken one can end the process
+            step.with_mask = False
 
 
 def _metric_fields(built: BaseDataset, metrics: Any) -> Sequence[str]:
@@ -241,7 +260,7 @@ def _head_faults(node: Any, classes: Sequence[str] | None, place: str = 'model')
 
 
 def _look(
-    built: BaseDataset, decode: bool, local: bool, place: int
+    built: BaseDataset, decode: bool, local: bool, sizes: Mapping[str, tuple], place: int
 ) -> tuple[dict, np.ndarray | None, list[str], int | None]:
     """Load a sample's files as a run does; without `decode` its image is looked up only.
 
@@ -260,7 +279,8 @@ def _look(
     except Exception as error:
         fault = sample_fault(built, place) or f'{path} cannot be loaded ({first_line(error)})'
         return sample, counts, [*faults, fault], None
-    faults += loaded_faults(loaded)
+    height, width = sizes.get(path, (None, None))
+    faults += loaded_faults({'height': height, 'width': width, **loaded})
     if local and (broken := file_fault(path, None)):
         faults.append(broken)  # what decoders let pass
     image = loaded.get('img')

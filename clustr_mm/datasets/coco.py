@@ -53,7 +53,7 @@ def coco_faults(
         if fault is None and (missing := [name for name in needed if name not in annotation]):
             fault = f'has no {missing[0]!r}, which the metric reads'
         if fault is None and masks:
-            fault = mask_fault(annotation.get('segmentation'), size)
+            fault = _mask_fault(annotation.get('segmentation'), size)
         if fault is not None:
             yield (
                 True,
@@ -72,24 +72,12 @@ def coco_faults(
     for reason, count in (+passed_over).items():
         yield False, f'{count:,} of {total:,} annotations have {reason} and are passed over'
     if reaching > total / 10:
-        yield (
-            False,
-            f'{reaching:,} of {total:,} boxes reach out of their image: are they x, y, width, '
-            'height?',
-        )
+        line = f'{reaching:,} of {total:,} boxes reach out of their image'
+        yield False, f'{line}: are they x, y, width, height?'
 
 
-def mask_fault(mask: Any, size: tuple[int, int]) -> str | None:
-    """Say why a mask cannot be drawn.
-
-    Args:
-        mask: an annotation's 'segmentation': a list of polygons, or run lengths as a dict of 'size'
-            and 'counts', which are a list or COCO's code of one.
-        size: height and width of the image in pixels.
-
-    Returns:
-        What is wrong, as the end of a sentence; None if it can be drawn.
-    """
+def _mask_fault(mask: Any, size: tuple[int, int]) -> str | None:
+    """Say why a 'segmentation' cannot be drawn into an image of a height and width in pixels."""
     from pycocotools import mask as coder
 
     if isinstance(mask, Mapping):
@@ -127,12 +115,9 @@ def _category_faults(categories: Mapping[Any, Any], dataset: Any) -> Iterator[tu
     if missing:
         yield True, f'no category is called {", ".join(missing):.200}, as the classes are'
     elif names != list(classes):
-        yield (
-            True,
-            f'the categories {", ".join(map(str, names)):.200} stand in another order than '
-            f'metainfo.classes ({", ".join(classes):.200}), and labels are counted in the '
-            "file's: list the classes in that order",
-        )
+        line = f'the categories {", ".join(map(str, names)):.200} stand in another order than '
+        line += f'metainfo.classes ({", ".join(classes):.200}), and labels are counted in the '
+        yield True, f"{line}file's: list the classes in that order"
 
 
 def _number_fault(annotation: Mapping[str, Any], lengths: dict[str, int]) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.fileio import get
@@ -21,24 +21,22 @@ def sample_fault(dataset: Any, index: int) -> str | None:
     """Say which file of a sample is missing or damaged, by loading the sample again.
 
     Args:
-        dataset: a data set of an mm library, or a wrapper of some.
-        index: the sample's place in it. A wrapper that mixes samples is asked for the first of
-            them; `failed_sample` finds the one at fault.
+        dataset: a data set of an mm library that is no wrapper, as `failed_sample` finds it.
+        index: the sample's place in it.
 
     Returns:
         The file's path and what is wrong with it, a sentence without its full stop; None where the
         sample's files are whole, or the data set does not say which they are.
     """
-    while (inner := _opened(dataset, index)) is not None:
-        dataset, index = inner
     try:
         sample = dataset.get_data_info(index)
     except Exception:  # a foreign data set, or not the file's fault
         return None
     steps = loading_steps(dataset)
     for step in steps:
-        wanted = 'img' not in sample
-        paths = [path for path, is_image in _paths(sample) if is_image == wanted]
+        name = type(step).__name__
+        reads = {True} if 'Image' in name else {False} if 'Annotation' in name else {True, False}
+        paths = [path for path, is_image in _paths(sample) if is_image in reads]
         try:
             loaded = step(sample)
         except Exception as error:
@@ -56,8 +54,8 @@ def sample_fault(dataset: Any, index: int) -> str | None:
 def failed_sample(error: BaseException) -> tuple[Any, int] | None:
     """Find the sample that was being loaded when an exception was raised.
 
-    It need not be the one that was asked for: mosaics load others besides, and data sets draw
-    another one where a pipeline returns None.
+    It need not be the one that was asked for: wrappers count in their own way, mosaics load others
+    besides, and data sets draw another one where a pipeline returns None.
 
     Args:
         error: an exception with its traceback, as it is in the process that raised it.
@@ -76,7 +74,7 @@ def failed_sample(error: BaseException) -> tuple[Any, int] | None:
     return found
 
 
-def loading_steps(dataset: Any) -> list[Callable[[dict], dict | None]]:
+def loading_steps(dataset: Any) -> list[Any]:
     """The steps of a built data set's pipeline that load files: all libraries call them Load..."""
     steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
     return [step for step in steps if type(step).__name__.startswith('Load')]
@@ -147,7 +145,7 @@ def file_fault(
         suffix = os.path.splitext(path)[1].lower()
         known = suffix in Image.registered_extensions() and not suffix.startswith('.tif')
         if known or (error is not None and not isinstance(error, _BUGS)):
-            said = '' if error is None else f' ({first_line(error)})'
+            said = f' ({first_line(error)})' if error and 'BytesIO' not in str(error) else ''
             return f'{path} is not an image, or of a format that its loader cannot read{said}'
     except Exception as reason:  # Pillow raises half a dozen kinds for damaged files
         return f'{path} is truncated or corrupt ({first_line(reason)})'
@@ -157,19 +155,6 @@ def file_fault(
 def first_line(error: BaseException) -> str:
     """An exception's type and the first line of what it says."""
     return ' '.join(f'{type(error).__name__}: {error}'.strip().split('\n')[0].split())
-
-
-def _opened(dataset: Any, index: int) -> tuple[Any, int] | None:
-    """A sample's data set and place one wrapper further in; None where there is no wrapper."""
-    if hasattr(dataset, '_get_ori_dataset_idx'):
-        place = dataset._get_ori_dataset_idx(index)
-        if isinstance(place, tuple):  # ConcatDataset
-            return dataset.datasets[place[0]], place[1]
-        return dataset.dataset, int(place)
-    inner: Any = getattr(dataset, 'dataset', None)
-    if hasattr(inner, 'get_data_info') and len(inner) == len(dataset):  # MultiImageMixDataset
-        return inner, index
-    return None
 
 
 def _paths(node: Any, key: str = '') -> Iterator[tuple[str, bool]]:

@@ -42,14 +42,9 @@ def label_report(dataset: Any, limit: int = 200) -> list[str]:
 
 
 def load_labels(dataset: Any, sample: dict) -> np.ndarray | None:
-    """Load a sample's label map by the data set's own step, without its image.
+    """Load a sample's label map (H, W) by the data set's own step, without its image.
 
-    Args:
-        dataset: the built data set.
-        sample: as its `get_data_info` gives it; changed.
-
-    Returns:
-        (H, W), or None where no step loads one by itself.
+    `sample` is as `get_data_info` gives it, and is changed. None where no step loads one alone.
     """
     for step in loading_steps(dataset):
         boxes = getattr(step, 'with_bbox', False) or getattr(step, 'with_mask', False)
@@ -83,12 +78,13 @@ class Labels:
         else:
             return
         self.samples += 1
-        self.classes = self.classes or dataset.metainfo.get('classes')
+        classes = dataset.metainfo.get('classes')
+        self.classes = self.classes or classes
         self.counts.update(found)
-        if not self.classes or (self.unit == 'pixel' and not hasattr(dataset, 'reduce_zero_label')):
+        if not classes or (self.unit == 'pixel' and not hasattr(dataset, 'reduce_zero_label')):
             return  # mmdet's label maps may count stuff besides
         for label, count in found.items():
-            if count and not 0 <= label < len(self.classes) and label != IGNORED:
+            if count and not 0 <= label < len(classes) and label != IGNORED:
                 where = sample.get('seg_map_path' if self.unit == 'pixel' else 'img_path')
                 self.outside.setdefault(label, str(where))
 

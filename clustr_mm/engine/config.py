@@ -11,6 +11,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from clustr_mm.datasets.check import type_name
 from clustr_mm.engine.errors import UserError, dicts, near
 
 LIBRARIES = ('mmdet', 'mmseg', 'mmpose', 'mmpretrain')
@@ -34,18 +35,6 @@ def load_config(path: str) -> Config:
         return Config.fromfile(path)
     except Exception as error:
         raise UserError(f'config {path}: {type(error).__name__}: {error}') from error
-
-
-def type_name(kind: Any) -> str:
-    """A type's name without its library.
-
-    Args:
-        kind: As a config's ``type`` says it: a name, or the class itself.
-
-    Returns:
-        str: Its last part.
-    """
-    return kind.split('.')[-1] if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
 
 
 def library_of(cfg: Config) -> str:

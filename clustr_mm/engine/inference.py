@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
-import io
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +15,18 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import TRANSFORMS, VISUALIZERS, DefaultScope
+from mmengine.registry import VISUALIZERS, DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.structures import InstanceData, PixelData
 from PIL import Image
 
+from clustr_mm.datasets.check import type_name
 from clustr_mm.datasets.files import IMAGE_SUFFIXES
 from clustr_mm.datasets.pixels import as_photo, rgb_or_bands
-from clustr_mm.engine.config import library_of, load_config, type_name
+from clustr_mm.engine.config import library_of, load_config
 from clustr_mm.engine.errors import UserError
-from clustr_mm.engine.options import add_trust, choose_device, read_safely
+from clustr_mm.engine.options import add_trust, choose_device
+from clustr_mm.engine.pictures import image_loader, in_library
 from clustr_mm.weights.files import load_strictly, read_checkpoint, state_dict_of
 
 # The library of every task, its inferencer, and the visualizer where a config names none.
@@ -69,6 +69,7 @@ class Demo:
             it finds nobody stays as it is. With neither, the whole image is one person.
         score: The lowest score that is drawn, of detected objects and of keypoints; and the lowest
             that a detector's person has. Classification and segmentation have none.
+        trust: Whether the checkpoints may run code, see ``clustr_mm.weights.files``.
 
     Attributes:
         model: The library's model.
@@ -89,6 +90,7 @@ class Demo:
         boxes: Sequence[Sequence[float]] = (),
         detector: tuple[str, str, int] | None = None,
         score: float = 0.3,
+        trust: bool = False,
     ) -> None:
         for box in boxes:
             if not (np.isfinite(box).all() and min(box[2:]) > 0):
@@ -97,7 +99,7 @@ class Demo:
                     'give left, top, width and height in pixels'
                 )
         cfg = _config_for(task, config)
-        self.inferencer = _inferencer(cfg, checkpoint, device)
+        self.inferencer = _inferencer(cfg, checkpoint, device, trust)
         self.model = self.inferencer.model
         self.read = image_loader(cfg)
         self.top_down = task == 'pose' and cfg.data_mode == 'topdown'
@@ -110,7 +112,7 @@ class Demo:
         self.detector = None
         if detector is not None:
             path, weights, self.person = detector
-            self.detector = _inferencer(_config_for('detection', path), weights, device)
+            self.detector = _inferencer(_config_for('detection', path), weights, device, trust)
             last = len(self.detector.model.dataset_meta['classes']) - 1
             if not 0 <= self.person <= last:
                 raise UserError(f'the detector has classes 0 to {last}, and no {self.person}')
@@ -184,39 +186,6 @@ class Demo:
         os.replace(partial, overlay)
 
 
-def image_loader(cfg: Config) -> Callable[[str], np.ndarray]:
-    """The first step of a config's test pipeline that loads an image.
-
-    Returns:
-        Reads a file: (H, W, C), BGR where C is 3, bands of any type elsewhere. It raises
-        ``UserError`` where that is no image.
-    """
-    steps = (cfg.get('test_dataloader') or {}).get('dataset', {}).get('pipeline') or []
-    plain = dict(type='LoadImageFromFile')
-    step = next((each for each in steps if type_name(each['type']).startswith('LoadImage')), plain)
-    with _in_library(cfg.get('default_scope')):
-        load = TRANSFORMS.build(step)
-
-    def read(path: str) -> np.ndarray:
-        try:
-            return load(dict(img_path=path))['img']
-        except Exception as error:  # each decoder has its own
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f'{path} is no image that can be read ({reason}); leave it out') from (
-                error
-            )
-
-    return read
-
-
-@contextlib.contextmanager
-def _in_library(name: str | None) -> Iterator[None]:
-    """Builds a library's parts by their names, without what it prints about itself."""
-    scope = DefaultScope.overwrite_default_scope(name)
-    with scope, contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
 def _config_for(task: str, path: str) -> Config:
     """Reads a config, with what the inferencers look for in the form that they know."""
     cfg = load_config(path)
@@ -239,9 +208,9 @@ def _config_for(task: str, path: str) -> Config:
     return cfg
 
 
-def _inferencer(cfg: Config, checkpoint: str, device: str) -> Any:
+def _inferencer(cfg: Config, checkpoint: str, device: str, trust: bool) -> Any:
     """The library's inferencer with a model whose weights are all from the checkpoint."""
-    content = read_checkpoint(checkpoint)
+    content = read_checkpoint(checkpoint, trust=trust)
     meta = (content.get('meta') or {}).get('dataset_meta')
     if meta is None:
         raise UserError(
@@ -254,7 +223,7 @@ def _inferencer(cfg: Config, checkpoint: str, device: str) -> Any:
     build = getattr(importlib.import_module(f'{library}.apis'), _PARTS[library][0])
     how = dict(det_model='whole_image') if library == 'mmpose' else {}
     # They load what fits and print what does not; here a weight that does not is an error.
-    with _in_library(library):
+    with in_library(library):
         inferencer = build(cfg, weights, device=device, **how)
         if inferencer.visualizer is None:
             inferencer.visualizer = VISUALIZERS.build(cfg.visualizer)
@@ -319,7 +288,6 @@ def demo_from(options: argparse.Namespace, boxes: Sequence[Sequence[float]] = ()
     """
     warnings.filterwarnings('ignore')
     MMLogger.get_current_instance().setLevel('ERROR')
-    read_safely(options.trust_checkpoint)
     named = (options.det_config, options.det_checkpoint)
     if any(named) and not all(named):
         raise UserError('a detector needs --det-config and --det-checkpoint; give both')
@@ -330,7 +298,7 @@ def demo_from(options: argparse.Namespace, boxes: Sequence[Sequence[float]] = ()
     detector = (*named, options.det_class) if any(named) else None
     device = choose_device(options.device)
     model = options.task, options.config, options.checkpoint
-    return Demo(*model, device, boxes, detector, options.score)
+    return Demo(*model, device, boxes, detector, options.score, options.trust_checkpoint)
 
 
 def plan_overlays(source: str, out_dir: str) -> list[tuple[Path, Path]]:

@@ -115,7 +115,8 @@ class _EndlessBatches:
         loader = self.loop.dataloader
         placed = place_batches(loader, self.loop.runner.seed)
         while True:
-            for sampler in (loader.sampler, getattr(placed, 'sampler', None)):
+            samplers: list[Any] = [loader.sampler, getattr(placed, 'sampler', None)]
+            for sampler in samplers:
                 if hasattr(sampler, 'set_epoch'):
                     sampler.set_epoch(placed.epoch)
             placed.first = done

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import broadcast_object_list
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor, nn
 
+from clustr_mm.datasets.labels import label_report
 from clustr_mm.engine.checkpoints import check_training_state, newest_checkpoint
 from clustr_mm.engine.errors import UserError
 from clustr_mm.engine.unwrapping import unwrapped
@@ -68,6 +69,14 @@ class ToolRunner(Runner):
             }
         return super().wrap_model(model_wrapper_cfg, model)
 
+    def build_train_loop(self, loop: Any) -> Any:
+        """Builds the loop, and says what is odd about its data's labels, which nobody else does."""
+        made = super().build_train_loop(loop)
+        if is_main_process():
+            for line in label_report(made.dataloader.dataset):
+                self.logger.warning(f'Training data: {line}')
+        return made
+
     def test(self) -> dict[str, float]:
         """Tests with all of the model's weights, or not at all.
 
@@ -87,7 +96,7 @@ class ToolRunner(Runner):
         if self._has_loaded:
             return
         # After a restart of several machines only some of the processes know that they go on.
-        asked = [self._resume, self._load_from]
+        asked: list[Any] = [self._resume, self._load_from]
         broadcast_object_list(asked)
         self._resume, self._load_from = asked
         if self._resume and self._load_from is None:

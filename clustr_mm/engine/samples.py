@@ -97,7 +97,8 @@ def place_batches(loader: DataLoader, seed: int) -> PlacedBatches:
         PlacedBatches: What the loader's ``batch_sampler`` is from now on.
     """
     samples_of(loader.dataset)
-    for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler', None)):
+    samplers: list[Any] = [loader.sampler, getattr(loader.batch_sampler, 'sampler', None)]
+    for sampler in samplers:
         if hasattr(sampler, 'seed'):
             sampler.seed = seed  # a resumed run takes its seed from the checkpoint
     batches = loader.batch_sampler

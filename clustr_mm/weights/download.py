@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -31,9 +33,12 @@ def local_file(source: str) -> Iterator[Path]:
         OSError: If the source cannot be fetched.
     """
     if '://' not in source:
-        yield Path(source).expanduser()
+        yield Path(os.path.expanduser(source))
     elif source.startswith(('http://', 'https://')):
-        path = download(source)
+        try:
+            path = download(source)
+        except (ValueError, HTTPException) as error:  # an address that is none, for example
+            raise OSError(f'{type(error).__name__}: {error}') from error
         try:
             yield path
         except ValueError:

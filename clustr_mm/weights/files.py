@@ -1,6 +1,6 @@
 """Weights in files: read without running anything, loaded strictly, written whole or not at all.
 
-Whatever does not fit is a `CheckpointError` of one line, never a warning.
+Whatever is missing or does not fit is a `CheckpointError` of one line, never a warning.
 """
 
 from __future__ import annotations

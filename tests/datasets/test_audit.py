@@ -16,6 +16,7 @@ pytest.importorskip('mmdet')
 pytest.importorskip('mmpose')
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmseg')
+import mmseg.registry
 from encoding import encode
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
@@ -110,11 +111,7 @@ def cut(data):
 
 def test_damaged_images_are_each_named(spoilt):
     data = spoilt('det')
-    files = sorted((data.root / 'train2017').iterdir())
-    # In the order of the annotation file; one without an object is not read.
-    content = json.loads((data.root / 'annotations' / JSONS['det'].format('train')).read_text())
-    used = {each['image_id'] for each in content['annotations']}
-    read = [file for file in files if int(file.stem) in used]
+    read = images_of(data, 'train')
     missing, empty, folder, half, page = read[:5]
     missing.unlink()
     empty.write_bytes(b'')
@@ -207,7 +204,7 @@ def test_pictures_that_lost_their_bits_are_said(spoilt):
 def test_annotation_of_an_object_is_named(spoilt, fields, words):
     data = spoilt('det')
     path = data.annotation(**fields)
-    (line,) = data.faults(decode=False)
+    (line,) = data.faults()
     assert line.startswith(f'{path}: annotation ') and words in line
 
 
@@ -282,11 +279,21 @@ def test_boxes_of_corners_are_said(spoilt):
     assert any('reach out of their image' in line for line in data.said)
 
 
-def test_picture_of_another_size_than_its_annotations_is_named(spoilt):
-    data = spoilt('det')
+def images_of(data, split):
+    """The images that have annotations."""
+    path = data.root / 'annotations' / JSONS[data.task].format(split)
+    content = json.loads(path.read_text())
+    used = {each['image_id'] for each in content['annotations'] if each.get('num_keypoints', 1)}
+    names = [image['file_name'] for image in content['images'] if image['id'] in used]
+    return [data.root / f'{split}2017' / name for name in names]
+
+
+@pytest.mark.parametrize('task', ['det', 'pose'])
+def test_picture_of_another_size_than_its_annotations_is_named(spoilt, task):
+    data = spoilt(task)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned right by 90 degrees
-    file = sorted((data.root / 'val2017').iterdir())[0]
+    file = images_of(data, 'val')[0]
     file.write_bytes(encode(Image.open(file), 'JPEG', exif=exif))
     (line,) = data.faults()
     assert str(file) in line and '64x48' in line and '48x64' in line and 'EXIF' in line
@@ -404,8 +411,12 @@ class Foreign(torch.utils.data.Dataset):
 def test_what_is_no_data_set_of_the_libraries_is_left_alone():
     loader = dict(dataset=dict(type='Foreign', data_root='s3://nowhere', pipeline=['any', 'thing']))
     assert list(audit(dict(train_dataloader=loader), decode=True)) == [
-        'train: Foreign: no data set of mmengine, and not looked into'
+        'train_dataloader.dataset: no data set of mmengine, and not looked into'
     ]
+    child = dict(default_scope='mmseg', train_dataloader=loader)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(mmseg.registry.DATASETS.module_dict, 'Foreign', Foreign)
+        assert len(list(audit(child, decode=True))) == 1
     loader = dict(dataset=dict(type='mmseg.ADE21KDataset', data_root='.'))
     (line,) = audit(dict(train_dataloader=loader))
     assert line.startswith('fault: ') and 'ADE21KDataset is not in' in line

@@ -98,6 +98,13 @@ def program():
     return to_program(small(), (64, 96))
 
 
+def test_a_graph_takes_as_many_channels_as_the_model(tmp_path):
+    model, path = small(in_channels=5), str(tmp_path / 'bands.pt2')
+    torch.export.save(to_program(model, (64, 96), dynamic=False), path)
+    found = differences(make_exportable(model, dynamic=False), path, [(64, 96)])
+    assert all(value < TOLERANCE for value in found.values())
+
+
 class OfOneSize(torch.nn.Module):
     """What no graph for any size can be made of."""
 

@@ -13,7 +13,8 @@ from mmengine.logging import MMLogger
 from small import write_checkpoint
 
 from clustr_mm.engine import UserError
-from clustr_mm.engine.inference import TASKS, Demo, image_loader, plan_overlays
+from clustr_mm.engine.inference import TASKS, Demo, plan_overlays
+from clustr_mm.engine.pictures import image_loader
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {

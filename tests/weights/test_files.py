@@ -377,8 +377,9 @@ def test_addresses_are_read_as_files_are(tmp_path, server):
     (served / 'x.pth').unlink()
     assert equal(read_checkpoint(address)['state_dict'], small_weights()), 'kept'
 
-    with pytest.raises(CheckpointError, match=f'{server}/none.pth cannot be fetched'):
-        read_checkpoint(f'{server}/none.pth')
+    for wrong in (f'{server}/none.pth', 'http://localhost:port/x.pth', 'http://'):
+        with pytest.raises(CheckpointError, match=f'{wrong} cannot be fetched'):
+            read_checkpoint(wrong)
     torch.save({'state_dict': Evil(tmp_path / 'ran')}, served / 'evil.pth')
     net = ClusTR(arch='tiny')
     with pytest.raises(CheckpointError, match='mkdir'):

@@ -25,8 +25,8 @@ from clustr_mm.datasets.files import WEIGHT_SUFFIXES, find_images
 from clustr_mm.datasets.pixels import rgb_or_bands
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import clustr_backbone, load_config
-from clustr_mm.engine.inference import image_loader
-from clustr_mm.engine.options import Parser, add_trust, read_safely
+from clustr_mm.engine.options import Parser, add_trust
+from clustr_mm.engine.pictures import image_loader
 from clustr_mm.visualization import show_clusters
 from clustr_mm.weights.files import load_strictly, read_checkpoint, state_dict_of
 
@@ -55,7 +55,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
-    read_safely(options.trust_checkpoint)
     cfg = load_config(options.config)
     settings = clustr_backbone(cfg)
     checkpoint = options.paths.pop(0) if options.paths[0].endswith(WEIGHT_SUFFIXES) else None
@@ -66,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     backbone = MODELS.build({**settings, 'init_cfg': None})
     weights = f'random weights (seed {options.seed})'
     if checkpoint is not None:
-        state_dict = state_dict_of(read_checkpoint(checkpoint), checkpoint)
+        state_dict = state_dict_of(
+            read_checkpoint(checkpoint, trust=options.trust_checkpoint), checkpoint
+        )
         load_strictly(backbone, state_dict, 'backbone.', checkpoint)
         weights = os.path.basename(checkpoint)
     backbone.to(options.device).eval()

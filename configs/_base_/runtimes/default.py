@@ -6,6 +6,7 @@ custom_imports = dict(
         'clustr_mm',
         'clustr_mm.engine.checkpoints',  # SafeCheckpointHook
         'clustr_mm.engine.numerics',  # NumericsGuardHook
+        'clustr_mm.engine.pictures',  # ReadableImageHook
         'clustr_mm.engine.resuming',  # ResumableEpochLoop, ResumableIterLoop, ResumeHook
         'clustr_mm.engine.samples',  # BrokenFileHook
     ],
@@ -28,6 +29,8 @@ default_hooks = dict(
     checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     resume=dict(type='ResumeHook'),
+    # --show-dir on images of many bands or 16 bits.
+    readable=dict(type='ReadableImageHook'),
     # A damaged training file stops the run and is named; 'skip' trains on without it.
     broken_files=dict(type='BrokenFileHook', action='raise'),
     # A step whose loss or gradient is NaN or infinite is left out; three in a row stop the run.
