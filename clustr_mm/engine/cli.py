@@ -219,11 +219,11 @@ def _read(tool: str, arguments: list[str]) -> tuple[argparse.Namespace, list[str
     shared = parser.add_argument_group("options of the config's library")
     for names, kind in {**_SHARED, **(_TRAIN if tool == 'train' else _TEST)}.items():
         shared.add_argument(*names.split(), **kind)  # type: ignore[arg-type]
-    own = parser.add_argument_group('our own')
+    own = parser.add_argument_group('beside them, for every library')
     for name, kind in ours.items():
         own.add_argument(name, **kind)  # type: ignore[arg-type]
     options = parser.parse_args(arguments)
-    just_ours = argparse.ArgumentParser(add_help=False)
+    just_ours = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name, kind in ours.items():
         just_ours.add_argument(name, **kind)  # type: ignore[arg-type]
     return options, just_ours.parse_known_args(arguments)[1]

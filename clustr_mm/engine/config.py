@@ -141,7 +141,7 @@ def check_keys(cfg: Config, options: Mapping[str, Any]) -> None:
             else:
                 raise UserError(f'--cfg-options {key}: {where} is {node!r}, without keys below it')
         else:
-            if isinstance(node, dict) and node and not isinstance(value, dict | list | None):
+            if isinstance(node, dict) and node and value and not isinstance(value, dict | list):
                 raise UserError(
                     f'--cfg-options {key}={value}: {key} has keys; set one of them '
                     f'({key}.{next(iter(node))}=...), or None'
