@@ -249,9 +249,10 @@ class ClusterAttention(nn.Module):
             x = x.masked_fill(~padding.mask[..., None], 0)
         q = self.q(x)  # (B, N, C)
         weight = self.token_weight(x).squeeze(-1)  # its logarithm, (B, N)
+        merged = [self._merge(x, clusters, scale, weight) for scale in range(len(self.kvs))]
+        kvs = [kv(each) for kv, each in zip(self.kvs, merged, strict=True)]  # each (B, M, 2 C)
         total: Tensor | None = None  # (B, N, C)
-        for scale, kv in enumerate(self.kvs):
-            kv_of_scale = kv(self._merge(x, clusters, scale, weight))  # (B, M, 2 C)
+        for scale, kv_of_scale in enumerate(kvs):
             if scale > 0 and self.fine_scope == 'window' and clusters.windows is not None:
                 out = self._attend_in_windows(q, kv_of_scale, clusters.windows, scale)
             else:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.autograd.function import once_differentiable
 
 OPERATORS = ('dpc_knn', 'merge', 'conv_gelu')  # those with kernels
@@ -240,7 +241,7 @@ class Operator:
         """Runs the operator."""
         tensors = [each for each in arguments if isinstance(each, Tensor)]
         is_meta = any(tensor.is_meta for tensor in tensors)
-        if is_meta and not self.registered:
+        if not self.registered and (is_meta or any(isinstance(t, FakeTensor) for t in tensors)):
             return self._fake(*arguments)
         if self.registered and (is_meta or _is_traced() or not {*map(type, arguments)} <= _PLAIN):
             return self._operator(*arguments)

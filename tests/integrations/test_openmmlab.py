@@ -66,7 +66,7 @@ def parameters_of_a_run(model, folder):
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
         log_level='ERROR',
         default_hooks=dict(checkpoint=None, logger=None),
-        experiment_name='toy',
+        experiment_name=folder.name,
     ).train()
     return model.state_dict()
 
@@ -75,7 +75,7 @@ def test_what_was_loaded_is_what_is_trained(tmp_path):
     model = Toy()
     loaded = {name: torch.randn(value.shape) for name, value in model.state_dict().items()}
     model.load_state_dict(loaded)
-    found = parameters_of_a_run(model, tmp_path)
+    found = parameters_of_a_run(model, tmp_path / 'loaded')
     assert all(torch.equal(found[name], loaded[name]) for name in loaded)
 
 
@@ -85,7 +85,7 @@ def test_init_cfg_loads_strictly_when_the_runner_asks(tmp_path):
     pretrained = dict(
         type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'), prefix='backbone.'
     )
-    found = parameters_of_a_run(Toy(init_cfg=pretrained), tmp_path / 'run')
+    found = parameters_of_a_run(Toy(init_cfg=pretrained), tmp_path / 'pretrained')
     assert all(torch.equal(found[n], value) for n, value in source.state_dict().items())
     state = source.state_dict()
     del state['backbone.stages.0.norm.bias']

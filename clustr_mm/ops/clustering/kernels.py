@@ -8,6 +8,14 @@ a padding token has the norm +inf and is therefore nobody's neighbour.
 Squared distances are taken in the product form, |x_j|^2 - 2 x_i . x_j + |x_i|^2. The last term is
 the same along a row and is added to what was found. Nothing of size N x N is ever stored.
 
+Names, the same in all kernels:
+
+    tokens, padded, C, PADDED_C   N, N', C, C'
+    WIDTH        values of a key: C', or 2 C' for the precision ``'fp16x3'``; else it is ``'fp16'``
+    BLOCK_M      rows of a program; divides N'
+    BLOCK_N      columns of a tile that streams past them; divides BLOCK_M
+    BLOCK_C      channels that are loaded at once; divides C'
+
 The selections run element by element of the tile: column j of every tile belongs to class j, each
 class keeps its own best, and the classes meet once, after the last tile. So the loops over the
 columns have no branch, no reduction and no exchange between threads.
@@ -88,42 +96,6 @@ def _scale(largest):
     return (up << 23).to(tl.float32, bitcast=True), ((254 - up) << 23).to(tl.float32, bitcast=True)
 
 
-@triton.jit
-def _prepare_rows(
-    x,
-    origin,
-    scale,
-    keys,
-    norm2,
-    token,
-    tokens,
-    C: tl.constexpr,
-    PADDED_C: tl.constexpr,
-    WIDTH: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Moves, scales and rounds tokens of an image; writes them and their squared norms."""
-    total = tl.zeros(token.shape, tl.float32)
-    for c in tl.static_range(0, PADDED_C, BLOCK_C):
-        channel = c + tl.arange(0, BLOCK_C)
-        inside = (token < tokens)[:, None] & (channel < C)[None, :]
-        start = tl.load(x + origin * C + channel, mask=channel < C, other=0)
-        tile = tl.load(x + token[:, None] * C + channel[None, :], mask=inside, other=0)
-        tile = (tile.to(tl.float32) - start.to(tl.float32)[None, :]) * scale
-        tile = tl.where(inside, tile, 0)
-        place = token[:, None] * WIDTH + channel[None, :]
-        rounded = tile.to(keys.dtype.element_ty)
-        tl.store(keys + place, rounded)
-        value = rounded.to(tl.float32)
-        if PRECISION == 'fp16x3':
-            remainder = (tile - value).to(tl.float16)
-            tl.store(keys + place + PADDED_C, remainder)
-            value += remainder.to(tl.float32)
-        total += tl.sum(value * value, 1)
-    tl.store(norm2 + token, tl.where(token < tokens, total, float('inf')))
-
-
 @triton.jit(do_not_specialize=['tokens'])
 def prepare_kernel(
     x,
@@ -152,20 +124,13 @@ def prepare_kernel(
 
     Moves 4 B N C + (2 or 4) B N' C' bytes. About 5 operations a channel.
 
-    Args:
+    Arrays:
         x: (B, N, C), float32, float16 or bfloat16.
         largest: max |x| of every image, (B,).
         keys: Written: the rounded tokens, (B, N', C'); (B, N', 2 C') for ``'fp16x3'``, the
             remainders in the second half.
         norm2: Written: |keys|^2, (B, N') float32; +inf for padding.
         unit: Written: length of the keys' unit in x's, (B,) float32.
-        tokens: N.
-        padded: N'.
-        C: C.
-        PADDED_C: C'.
-        PRECISION: ``'fp16'`` or ``'fp16x3'``.
-        BLOCK_N: Tokens of a program; divides N'.
-        BLOCK_C: Channels of a tile; divides C'.
     """
     WIDTH: tl.constexpr = 2 * PADDED_C if PRECISION == 'fp16x3' else PADDED_C
     image, block = image_and_block(padded // BLOCK_N)
@@ -178,9 +143,24 @@ def prepare_kernel(
         tl.store(unit + image, scale_back)
     token = block * BLOCK_N + tl.arange(0, BLOCK_N)
     norm2 += image * padded
-    _prepare_rows(
-        x, origin, scale, keys, norm2, token, tokens, C, PADDED_C, WIDTH, PRECISION, BLOCK_C
-    )
+    total = tl.zeros((BLOCK_N,), tl.float32)
+    for c in tl.static_range(0, PADDED_C, BLOCK_C):
+        channel = c + tl.arange(0, BLOCK_C)
+        inside = (token < tokens)[:, None] & (channel < C)[None, :]
+        start = tl.load(x + origin * C + channel, mask=channel < C, other=0)
+        tile = tl.load(x + token[:, None] * C + channel[None, :], mask=inside, other=0)
+        tile = (tile.to(tl.float32) - start.to(tl.float32)[None, :]) * scale
+        tile = tl.where(inside, tile, 0)
+        place = token[:, None] * WIDTH + channel[None, :]
+        rounded = tile.to(keys.dtype.element_ty)
+        tl.store(keys + place, rounded)
+        value = rounded.to(tl.float32)
+        if PRECISION == 'fp16x3':
+            remainder = (tile - value).to(tl.float16)
+            tl.store(keys + place + PADDED_C, remainder)
+            value += remainder.to(tl.float32)
+        total += tl.sum(value * value, 1)
+    tl.store(norm2 + token, tl.where(token < tokens, total, float('inf')))
 
 
 @triton.jit(do_not_specialize=['tokens'])
@@ -212,59 +192,17 @@ def density_kernel(
     and maxima. Moves (N' / BLOCK_M) N' C' values of keys per image through the L2 cache; from
     memory B N' C' values and 8 B N' bytes.
 
-    Args:
+    Arrays:
         keys: (B, N', WIDTH).
         norm2: (B, N').
         unit: (B,).
         r: Written: log-density, (B, N') float32; -inf for padding.
-        tokens: N.
-        padded: N'.
-        C: C.
-        WIDTH: Values of a key: C', or 2 C' for ``'fp16x3'``.
-        NEIGHBOURS: k - 1, at least 1.
-        PRECISION: As for ``prepare_kernel``.
-        BLOCK_M: Rows of a program; divides N'.
-        BLOCK_N: Columns of a tile; divides BLOCK_M.
-        BLOCK_C: Channels of a tile; divides C'.
     """
     image, block = image_and_block(padded // BLOCK_M)
     keys += image * padded * WIDTH
     norm2 += image * padded
-    density = _density_of_rows(
-        keys,
-        norm2,
-        tl.load(unit + image),
-        block * BLOCK_M,
-        tokens,
-        padded,
-        C,
-        WIDTH,
-        NEIGHBOURS,
-        PRECISION,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_C,
-    )
-    tl.store(r + image * padded + block * BLOCK_M + tl.arange(0, BLOCK_M), density)
-
-
-@triton.jit
-def _density_of_rows(
-    keys,
-    norm2,
-    unit,
-    first,
-    tokens,
-    padded,
-    C: tl.constexpr,
-    WIDTH: tl.constexpr,
-    NEIGHBOURS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Log-density of BLOCK_M tokens of an image from ``first`` on; -inf for padding."""
+    own_unit = tl.load(unit + image)
+    first = block * BLOCK_M
     row = first + tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_N)
     queries = _load_rows(keys, row, WIDTH, BLOCK_C)
@@ -289,9 +227,9 @@ def _density_of_rows(
     for _ in range(NEIGHBOURS):
         nearest, where = tl.min(smallest[0], 1, return_indices=True)
         smallest = _remove_first(smallest, where[:, None] == column[None, :])
-        total += _distance2(nearest, row_norm2, unit, C)
+        total += _distance2(nearest, row_norm2, own_unit, C)
     density = -tl.div_rn(total, tl.full((BLOCK_M,), NEIGHBOURS + 1, tl.float32))
-    return tl.where(row < tokens, density, float('-inf'))
+    tl.store(r + image * padded + row, tl.where(row < tokens, density, float('-inf')))
 
 
 @triton.jit
@@ -339,21 +277,13 @@ def score_kernel(
     Operations: B N^2 C for the products; for half the pairs of tokens one multiply-add and one
     minimum. Half of K1's bytes.
 
-    Args:
+    Arrays:
         keys: (B, N', WIDTH), the tokens from the densest to the least dense, padding last.
         norm2: (B, N'), in the same order.
         unit: (B,).
         r: Log-density, (B, N'), in the same order.
         order: Index of each of these tokens, (B, N') int64.
         score: Written, by that index: log(delta2) / 2 + r, (B, N') float32; -inf for padding.
-        tokens: N.
-        padded: N'.
-        C: C.
-        WIDTH: Values of a key: C', or 2 C' for ``'fp16x3'``.
-        PRECISION: As for ``prepare_kernel``.
-        BLOCK_M: Rows of a program; divides N'.
-        BLOCK_N: Columns of a tile; divides BLOCK_M.
-        BLOCK_C: Channels of a tile; divides C'.
     """
     blocks = padded // BLOCK_M
     image, block = image_and_block(blocks)
@@ -409,21 +339,13 @@ def assign_kernel(
     five comparisons and selections. Moves B (N' / BLOCK_M) M C' values of keys through the L2
     cache and 8 B N bytes of labels a scale.
 
-    Args:
+    Arrays:
         keys: (B, N', WIDTH).
         norm2: (B, N').
         order: Token indices from the best centre to the worst, (B, N').
         labels: Written: for each count the rank of the nearest centre, (S, B, N) int64; the
             lowest rank on ties.
-        counts: The S cluster counts, ascending, all of them below N.
-        images: B.
-        tokens: N.
-        padded: N'.
-        WIDTH: Values of a key: C', or 2 C' for ``'fp16x3'``.
-        PRECISION: As for ``prepare_kernel``.
-        BLOCK_M: Rows of a program; divides N'.
-        BLOCK_N: Columns of a tile.
-        BLOCK_C: Channels of a tile; divides C'.
+        counts: The S cluster counts, ascending, all of them below N; a tuple.
     """
     image, block = image_and_block(padded // BLOCK_M)
     keys += image * padded * WIDTH
@@ -431,40 +353,7 @@ def assign_kernel(
     order += image * padded
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
     labels += image * tokens
-    _assign_rows(
-        keys,
-        norm2,
-        order,
-        labels,
-        images.to(tl.int64) * tokens,
-        row,
-        counts,
-        tokens,
-        WIDTH,
-        PRECISION,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_C,
-    )
-
-
-@triton.jit
-def _assign_rows(
-    keys,
-    norm2,
-    order,
-    labels,
-    stride,
-    row,
-    counts,
-    tokens,
-    WIDTH: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Writes the labels of BLOCK_M tokens of an image, ``stride`` apart from scale to scale."""
+    stride = images.to(tl.int64) * tokens  # from scale to scale
     queries = _load_rows(keys, row, WIDTH, BLOCK_C)
 
     best = tl.full((BLOCK_M, BLOCK_N), float('inf'), tl.float32)

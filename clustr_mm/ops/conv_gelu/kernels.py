@@ -3,6 +3,7 @@
 A program takes BLOCK_N tokens that follow each other in the map, over its rows' ends, and BLOCK_C
 channels. The nine tokens around each lie in the caches, for programs beside each other run at the
 same time. Symbols: an image is H x W tokens of C channels; v = u + DWConv(u).
+The backward pass sums over TILES tiles a program.
 """
 
 # mypy: ignore-errors
@@ -51,18 +52,12 @@ def conv_gelu_kernel(
     at GELU(v) becomes g (Phi(v) + v phi(v)) at v. Moves 2 values a token and channel, 3 for the
     gradient; about 50 operations each.
 
-    Args:
+    Arrays:
         u: (B, H W, C).
         weight: (C, 1, 3, 3).
         bias: (C,).
         grad: g, (B, H W, C); read with ``BACKWARD`` only.
         out: Written: GELU(v) or the gradient at v, (B, H W, C).
-        height: H.
-        width: W.
-        C: C.
-        BACKWARD: Whether the gradient is asked for.
-        BLOCK_N: Tokens of a program.
-        BLOCK_C: Channels of a program.
     """
     channel_blocks = tl.cdiv(C, BLOCK_C)
     image, block = image_and_block(tl.cdiv(height * width, BLOCK_N) * channel_blocks)
@@ -107,19 +102,13 @@ def conv_backward_kernel(
     the same way. What a tap brings back, times the token's own u, is the token's share in the
     gradient of the tap's weight. Moves 3 values a token and channel, about 40 operations each.
 
-    Args:
+    Arrays:
         grad_v: Gradient at v, (B, H W, C).
         u: (B, H W, C).
         weight: (C, 1, 3, 3).
         grad_u: Written: (B, H W, C).
         parts: Written: of each program's tokens the sums for the weight and the bias,
             (programs, 9 C + C) float32.
-        height: H.
-        width: W.
-        C: C.
-        TILES: Tiles of tokens of a program.
-        BLOCK_N: Tokens of a tile.
-        BLOCK_C: Channels of a program.
     """
     tokens = height * width
     channel_blocks = tl.cdiv(C, BLOCK_C)

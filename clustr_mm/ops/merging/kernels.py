@@ -1,7 +1,8 @@
 """Triton kernels of the merge; ``triton.py`` launches them.
 
 Symbols as in ``merge.py``: l are the logarithms of the tokens' weights w, and p_i is the share of
-token i in its cluster.
+token i in its cluster; tokens, clusters and C are N, M and C. Tiles have BLOCK_N tokens and BLOCK_C
+channels.
 """
 
 # mypy: ignore-errors
@@ -39,7 +40,7 @@ def merge_kernel(
     in flash attention. Moves B N C values of x in, B M C out, and 16 B N bytes of indices and
     logits for every block of channels; about 4 operations a value.
 
-    Args:
+    Arrays:
         x: (B, N, C).
         logits: l, (B, N).
         order: Tokens by cluster, (B, N) int64.
@@ -47,11 +48,6 @@ def merge_kernel(
         merged: Written: cluster tokens, (B, M, C) float32; 0 for an empty cluster.
         largest: Written: largest logit of the cluster, (B, M) float32; 0 for an empty one.
         total: Written: sum e^(l - largest) + eps e^(-largest), (B, M) float32.
-        tokens: N.
-        clusters: M.
-        C: C.
-        BLOCK_N: Tokens of a tile.
-        BLOCK_C: Channels of a program.
     """
     channel_blocks = tl.cdiv(C, BLOCK_C)
     image, block = image_and_block(clusters * channel_blocks)
@@ -114,7 +110,7 @@ def merge_backward_kernel(
     dl_i = p_i g . (x_i - c) and dx_i = p_i g. Moves 2 B N C values (x and dx; g and c come from the
     L2 cache). About 5 operations a value.
 
-    Args:
+    Arrays:
         grad: g, (B, M, C).
         x: (B, N, C).
         labels: Cluster of every token, (B, N) int64; a token of none gets 0.
@@ -124,11 +120,6 @@ def merge_backward_kernel(
         total: Their sums of weights relative to that, (B, M) float32.
         grad_x: Written: (B, N, C).
         grad_logits: Written: (B, N).
-        tokens: N.
-        clusters: M.
-        C: C.
-        BLOCK_N: Tokens of a program.
-        BLOCK_C: Channels of a tile.
     """
     image, block = image_and_block(tl.cdiv(tokens, BLOCK_N))
     token = block * BLOCK_N + tl.arange(0, BLOCK_N)
