@@ -152,7 +152,8 @@ def test_knobs_change_nothing_where_there_is_one_window_and_one_block():
     assert all(torch.equal(a, b) for a, b in zip(exact(x), knobs(x), strict=True))
 
 
-def test_recluster_every_counts_clusterings(monkeypatch):
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_recluster_every_counts_clusterings(with_cp, monkeypatch):
     calls = []
     original = ClusterAttention.cluster
     monkeypatch.setattr(
@@ -160,8 +161,9 @@ def test_recluster_every_counts_clusterings(monkeypatch):
     )
     for every, expected in ((1, 6), (2, 1 + 1 + 2), (0, 3)):
         calls.clear()
-        ClusTR(arch=NARROW, recluster_every=every)(images(1, 3, 64, 64))
-        assert len(calls) == expected
+        net = ClusTR(arch=NARROW, recluster_every=every, with_cp=with_cp)
+        sum(m.mean() for m in net(images(1, 3, 64, 64))).backward()
+        assert len(calls) == expected, 'the backward pass finds none again'
 
 
 def test_cluster_maps():

@@ -64,11 +64,12 @@ def dpc_knn(
             for, O(N) memory, on a GPU), or None for ``'triton'`` or ``'native'`` where they can
             run and ``'tiled'`` elsewhere.
             ``'traceable'`` (O(N^2) memory) is one graph without control flow, to be exported.
-            Nearly equal tokens (a smooth sky) keep their order in the first three, which take near
-            distances by differences; in the last two products leave little but rounding: on a curve
-            of 256 tokens in 64 channels, steps of 0.004, 94 % of the centres are the
-            definition's. With k = 2 tokens that are each other's nearest tie, and rounding breaks
-            the tie in ``'triton'``.
+            Nearly equal tokens keep their order in the first three, which take near distances by
+            differences. In the last two, products leave little but rounding: of 1024 tokens on a
+            curve in 64 channels, in steps of 0.004, ``'triton'`` finds 8 % and ``'traceable'`` 14 %
+            of the definition's centres; of a smooth sky both find all, and 92 % and 86 % of the
+            labels. With k = 2 tokens that are each other's nearest tie, and rounding breaks the tie
+            in ``'triton'``.
 
     Returns:
         The cluster of every token, (B, N) int64 from 0 to M - 1: the rank of its centre by score.
