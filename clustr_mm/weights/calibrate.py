@@ -110,7 +110,6 @@ def calibrate(
     teacher: ClusTR,
     images: Sequence[Tensor] = (),
     full: bool = False,
-    ridge: float = 1e-3,
 ) -> None:
     """Gives a ClusTR's keys and values those of its teacher, block by block from the image on.
 
@@ -125,9 +124,8 @@ def calibrate(
             to be as spread as the norm before the attention says.
         full: Whether keys and values are also fitted, by least squares: first to the mean of the
             teacher's over the windows of a cluster's tokens, then the values alone to what the
-            teacher's heads read.
-        ridge: Weight of staying near the fold, then near the first fit, in units of the mean
-            variance of what is fitted.
+            teacher's heads read. Each fit stays as near the fold, then the first fit, as images
+            that are held out from it want it to.
     """
     inputs = theirs = [image[None] for image in images]
     for stage, other in zip(student.stages, teacher.stages, strict=True):
@@ -146,8 +144,8 @@ def calibrate(
             clusters = [attention.cluster(x, hw) for x, hw in zip(normed, sizes, strict=True)]
             if full:
                 seen = [model.norm1(x) for x in targets]
-                _fit_clusters(attention, windows, normed, clusters, seen, sizes, ridge)
-                _fit_values(attention, windows, normed, clusters, seen, sizes, ridge)
+                _fit_clusters(attention, windows, normed, clusters, seen, sizes)
+                _fit_values(attention, windows, normed, clusters, seen, sizes)
                 targets = [
                     model(x, hw, windows.cluster(x, hw))
                     for x, hw in zip(targets, sizes, strict=True)
@@ -181,7 +179,6 @@ def _fit_clusters(
     clusters: Sequence[Clusters],
     seen: Sequence[Tensor],
     sizes: Sequence[tuple[int, int]],
-    ridge: float,
 ) -> None:
     """Fits each scale to the mean of the teacher's keys and values over a cluster's tokens."""
     scales = len(attention.kvs)
@@ -192,7 +189,7 @@ def _fit_clusters(
             fit.add(_merge(x, found, scale)[0], _merge(of_tokens, found, scale)[0])
         start = kv.weight.double()
         start[len(start) // 2 :] *= scales  # as if it were the only scale
-        _set(kv, *fit.solve(start, ridge), scales)
+        _set(kv, *fit.solve(start), scales)
 
 
 def _fit_values(
@@ -202,7 +199,6 @@ def _fit_values(
     clusters: Sequence[Clusters],
     seen: Sequence[Tensor],
     sizes: Sequence[tuple[int, int]],
-    ridge: float,
 ) -> None:
     """Fits the values of both scales to what the teacher's heads read, the keys as they are.
 
@@ -222,7 +218,7 @@ def _fit_values(
         target = windows.heads(y, hw)[0].unflatten(-1, (heads, -1)).transpose(0, 1)  # (h, N, d)
         fit.add(torch.cat(read, -1), target)
     start = torch.cat([kv.weight.double()[channels:] for kv in kvs], 1)  # (C, scales C)
-    weight, bias = fit.solve(start.unflatten(0, (heads, -1)), ridge)
+    weight, bias = fit.solve(start.unflatten(0, (heads, -1)))
     for kv, of_scale in zip(kvs, weight.flatten(0, 1).split(channels, 1), strict=True):
         kv.weight[channels:] = of_scale.to(kv.weight.dtype)
         kv.bias[channels:] = (bias.flatten() / len(kvs)).to(kv.bias.dtype)
@@ -245,26 +241,59 @@ def _set(kv: nn.Linear, weight: Tensor, bias: Tensor, scales: int) -> None:
 
 
 class _Ridge:
-    """Least squares that stay near a start; sums over samples in float64, batches (..., L, F)."""
+    """Least squares that stay near a start, by as much as images that were held out ask for.
+
+    Where attention is flat, all tokens of an image are one sample: few images make many tokens,
+    and a fit to them that does harm on others.
+    """
+
+    parts = 4  # of the images; each is held out in turn
+    # In units of the features' mean variance; the last leaves the start as it is.
+    penalties = (1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2, 1e6)
 
     def __init__(self) -> None:
-        self.samples = 0
-        self.sums: list[Tensor] = []
+        self.images = 0
+        # Of each part: samples, squares and products of features and targets, and their sums.
+        self.sums: list[list[Tensor]] = [[] for _ in range(self.parts)]
 
     def add(self, features: Tensor, targets: Tensor) -> None:
-        """Adds L samples: features (..., L, F), targets (..., L, T)."""
+        """Adds an image's L samples: features (..., L, F), targets (..., L, T)."""
         x, t = features.double(), targets.double()
-        sums = [x.mT @ x, x.mT @ t, x.sum(-2), t.sum(-2)]
-        self.sums = [a + b for a, b in zip(self.sums, sums, strict=True)] if self.sums else sums
-        self.samples += x.shape[-2]
+        sums = [x.new_tensor(x.shape[-2]), x.mT @ x, x.mT @ t, x.sum(-2), t.sum(-2)]
+        part = self.images % self.parts
+        old = self.sums[part]
+        self.sums[part] = [a + b for a, b in zip(old, sums, strict=True)] if old else sums
+        self.images += 1
 
-    def solve(self, start: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-        """The weight (..., T, F) and bias (..., T); ``start`` is a weight (..., T, F)."""
-        squares, products, mean, target = (each / self.samples for each in self.sums)
-        squares = squares - mean[..., :, None] * mean[..., None, :]
-        products = products - mean[..., :, None] * target[..., None, :]
-        diagonal = squares.diagonal(dim1=-2, dim2=-1)
-        penalty = ridge * diagonal.mean(-1, keepdim=True).expand_as(diagonal)
-        change = torch.linalg.solve(squares + penalty.diag_embed(), products - squares @ start.mT)
-        weight = start + change.mT
-        return weight, target - (weight @ mean[..., None])[..., 0]
+    def solve(self, start: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight (..., T, F) and bias (..., T) near ``start``, a weight (..., T, F)."""
+        total = [torch.stack(each).sum(0) for each in zip(*self.sums, strict=True)]
+        rest = [[a - b for a, b in zip(total, part, strict=True)] for part in self.sums]
+
+        def held_out(penalty: float) -> float:
+            fits = (_fit(sums, start, penalty) for sums in rest)
+            return sum(_error(part, *fit) for part, fit in zip(self.sums, fits, strict=True))
+
+        return _fit(total, start, min(self.penalties, key=held_out))
+
+
+def _fit(sums: Sequence[Tensor], start: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """The weight and bias of one penalty."""
+    squares, products, mean, target = (each / sums[0] for each in sums[1:])
+    squares = squares - mean[..., :, None] * mean[..., None, :]
+    products = products - mean[..., :, None] * target[..., None, :]
+    diagonal = squares.diagonal(dim1=-2, dim2=-1)
+    spread = diagonal.mean(-1, keepdim=True).expand_as(diagonal)
+    change = torch.linalg.solve(
+        squares + (penalty * spread).diag_embed(), products - squares @ start.mT
+    )
+    weight = start + change.mT
+    return weight, target - (weight @ mean[..., None])[..., 0]
+
+
+def _error(sums: Sequence[Tensor], weight: Tensor, bias: Tensor) -> float:
+    """The squared error of samples, but for a constant."""
+    samples, squares, products, features, targets = sums
+    linear = (weight @ features[..., None])[..., 0]
+    error = ((weight @ squares) * weight).sum() - 2 * (products.mT * weight).sum()
+    return (error + (bias * (2 * linear - 2 * targets + samples * bias)).sum()).item()

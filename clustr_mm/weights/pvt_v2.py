@@ -86,7 +86,6 @@ def from_pvt_v2(
     arch: Arch | None = None,
     images: Iterable[Tensor] = (),
     calibration: Calibration = 'sigma',
-    ridge: float = 1e-3,
 ) -> Conversion:
     """Turns PVTv2's weights into a ClusTR's.
 
@@ -100,7 +99,6 @@ def from_pvt_v2(
             folded LayerNorm right; without any it comes out 11 to 45 % too small.
         calibration: What to use them for: ``'sigma'``, that divisor, or ``'full'``, keys and values
             by least squares as well (32 to 256 photographs).
-        ridge: See ``clustr_mm.weights.calibrate.calibrate``.
 
     Returns:
         The weights, of the source's dtype, but of float32 for half precision: the MLP's inner
@@ -131,7 +129,7 @@ def from_pvt_v2(
     student.load_state_dict(
         {key: weights.get(key, torch.zeros_like(value)) for key, value in own.items()}
     )
-    calibrate(student, teacher, [each.to(dtype) for each in pictures], calibration == 'full', ridge)
+    calibrate(student, teacher, [each.to(dtype) for each in pictures], calibration == 'full')
     sizes = {key: value.numel() for key, value in own.items()}
     new = sum(n for key, n in sizes.items() if '.token_weight.' in key or key.startswith(copies))
     approximated = sum(
@@ -144,7 +142,7 @@ def from_pvt_v2(
         sum(sizes.values()) - approximated - new,
         approximated,
         new,
-        _how(len(pictures), calibration, ridge),
+        _how(len(pictures), calibration),
         left_out,
     )
 
@@ -203,12 +201,12 @@ def check_photographs(images: Sequence[Tensor]) -> None:
             )
 
 
-def _how(pictures: int, calibration: Calibration, ridge: float) -> str:
+def _how(pictures: int, calibration: Calibration) -> str:
     if not pictures:
         return 'keys and values of stages 1 to 3 folded, sigma from the norms'
     made = f'keys and values of stages 1 to 3 folded, sigma from {pictures} photographs'
     if calibration == 'full':
-        made += f', then fitted to the teacher on them by least squares (ridge {ridge:g})'
+        made += ', then fitted to the teacher on them by least squares'
     return made
 
 
@@ -341,8 +339,7 @@ def _target(source: Mapping[str, tuple[int, ...]], arch: Arch | None) -> Arch:
         return found
     if arch in ('tiny', 'small'):
         raise CheckpointError(
-            f'arch {arch} fits PVTv2 by a third only: its stage 3 is 256 wide, not 320; use '
-            f'{found}'
+            f'arch {arch} fits PVTv2 by a third only: its stage 3 is 256 wide, not 320; use {found}'
         )
     if arch == 'base' and found == 'pvt_v2_b3':
         return arch
