@@ -22,6 +22,7 @@ from clustr_mm.models.cluster_attention import ClusterAttention
 from clustr_mm.models.clustr import ARCHS, Block, ClusTR, Stage
 from clustr_mm.weights.calibrate import WindowAttention, calibrate
 from clustr_mm.weights.files import CheckpointError, load_strictly
+from clustr_mm.weights.photographs import check_judged, judge
 
 LICENCE = 'Apache-2.0, as the public PVTv2 weights (https://github.com/whai362/PVT)'
 Arch = str | Mapping[str, Sequence[int]]
@@ -96,7 +97,8 @@ def from_pvt_v2(
             more, which changes nothing until it learns; or a dict, for a body of one's own.
         images: At least 8 photographs, in batches (B, channels, height, width) of any sizes from
             32 x 32, normalised as the network will see them. About 32 make the divisor of the
-            folded LayerNorm right; without any it comes out 11 to 45 % too small.
+            folded LayerNorm right; without any it comes out 11 to 45 % too small. Pictures of
+            noise are left out, which a warning says.
         calibration: What to use them for: ``'sigma'``, that divisor, or ``'full'``, keys and values
             by least squares as well (32 to 256 photographs).
 
@@ -106,11 +108,13 @@ def from_pvt_v2(
 
     Raises:
         CheckpointError: If the weights are not those of a PVTv2 that fits, and why.
-        ValueError: If there are too few images, or they are no photographs.
+        ValueError: If too few of the images are photographs.
     """
     pictures = [image for batch in images for image in batch]
     if pictures:
-        check_photographs(pictures)
+        judged = [judge(image) for image in pictures]
+        check_judged(judged, 'the calibration')
+        pictures = [image for image, (good, _) in zip(pictures, judged, strict=True) if good]
     elif calibration == 'full':
         raise ValueError('calibration is full without images; give 32 to 256 photographs')
     weights, left_out = _our_names(state_dict)
@@ -120,16 +124,14 @@ def from_pvt_v2(
     head = {f'head.fc.{key[5:]}': weights.pop(key) for key in list(weights) if key[:5] == 'head.'}
     weights, copies = _with_identity_blocks(weights, source['depths'], facts['depths'])
 
-    channels = weights['stages.0.patch_embed.proj.weight'].shape[1]
-    dtype = next(iter(weights.values())).dtype
-    teacher = _window_network(target, channels, dtype)
-    load_strictly(teacher, weights, source='the source')
-    student = ClusTR(target, channels, drop_path_rate=0).to(dtype).eval()
+    teacher = _window_network(target, weights)
+    stem = weights['stages.0.patch_embed.proj.weight']
+    student = ClusTR(target, stem.shape[1], drop_path_rate=0).to(stem.dtype).eval()
     own = student.state_dict()
     student.load_state_dict(
         {key: weights.get(key, torch.zeros_like(value)) for key, value in own.items()}
     )
-    calibrate(student, teacher, [each.to(dtype) for each in pictures], calibration == 'full')
+    calibrate(student, teacher, [each.to(stem.dtype) for each in pictures], calibration == 'full')
     sizes = {key: value.numel() for key, value in own.items()}
     new = sum(n for key, n in sizes.items() if '.token_weight.' in key or key.startswith(copies))
     approximated = sum(
@@ -163,42 +165,7 @@ def pvt_v2(state_dict: Mapping[str, Tensor], arch: Arch | None = None) -> ClusTR
     weights, _ = _our_names(state_dict)
     target = _target(_body(weights), arch)
     weights = {key: value for key, value in weights.items() if not key.startswith('head.')}
-    stem = weights['stages.0.patch_embed.proj.weight']
-    network = _window_network(target, stem.shape[1], stem.dtype)
-    load_strictly(network, weights, source='the teacher')
-    return network
-
-
-def check_photographs(images: Sequence[Tensor]) -> None:
-    """Sees that images are fit to learn from: noise would be worse than nothing.
-
-    Args:
-        images: Each (channels, height, width).
-
-    Raises:
-        ValueError: If fewer than 8 are distinct, or neighbouring pixels of one correlate below
-            0.5, or it is smaller than 32 x 32.
-    """
-    distinct = {(tuple(image.shape), image.cpu().numpy().tobytes()) for image in images}
-    if len(distinct) < 8:
-        raise ValueError(
-            f'there are {len(distinct)} distinct pictures; give at least 8 photographs, best 32'
-        )
-    for number, image in enumerate(images):
-        if min(image.shape[1:]) < 32:
-            raise ValueError(
-                f'picture {number} has {tuple(image.shape[1:])} pixels; give 32 x 32 or more'
-            )
-        grey = image.double().mean(0)
-        pairs = [(grey[1:], grey[:-1]), (grey[:, 1:], grey[:, :-1])]
-        likeness = min(
-            torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item() for a, b in pairs
-        )
-        if not likeness >= 0.5:  # NaN where all pixels are equal
-            raise ValueError(
-                f'picture {number} is no photograph: its neighbouring pixels correlate by '
-                f'{likeness:.2f}, and photographs by more than 0.5; leave it out'
-            )
+    return _window_network(target, weights)
 
 
 def _how(pictures: int, calibration: Calibration) -> str:
@@ -369,9 +336,14 @@ def _with_identity_blocks(
     return made, tuple(copies)
 
 
-def _window_network(arch: Arch, channels: int, dtype: torch.dtype) -> ClusTR:
-    """PVTv2's network, without its weights."""
-    network = ClusTR(arch, channels, drop_path_rate=0)
+def _window_network(arch: Arch, weights: Mapping[str, Tensor]) -> ClusTR:
+    """PVTv2's network, from weights by our names.
+
+    Raises:
+        CheckpointError: If there are too few or too many.
+    """
+    stem = weights['stages.0.patch_embed.proj.weight']
+    network = ClusTR(arch, stem.shape[1], drop_path_rate=0)
     for stage in network.stages:
         for block in cast('list[Block]', cast(Stage, stage).blocks):
             if isinstance(block.attn, ClusterAttention):
@@ -379,4 +351,9 @@ def _window_network(arch: Arch, channels: int, dtype: torch.dtype) -> ClusTR:
                     block.attn.q.in_features, block.attn.num_heads, block.attn.reduction
                 )
                 block.attn = attention
-    return network.to(dtype).eval()
+    if unexpected := load_strictly(network.to(stem.dtype), weights, source='the source'):
+        raise CheckpointError(
+            f'the source has {len(unexpected)} weights that PVTv2 has not, such as '
+            f'{unexpected[0]}; give those of pvt_v2_b0 to pvt_v2_b4'
+        )
+    return network.eval()
