@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clustr_mm.models.cluster_attention import ClusterAttention
 from clustr_mm.models.clustr import ARCHS, Block, ClusTR, Stage
@@ -149,7 +149,9 @@ def from_pvt_v2(
     )
 
 
-def pvt_v2(state_dict: Mapping[str, Tensor], arch: Arch | None = None) -> ClusTR:
+def pvt_v2(
+    state_dict: Mapping[str, Tensor], arch: Arch | None = None
+) -> tuple[ClusTR, nn.Linear | None]:
     """Builds PVTv2 itself, as a teacher: a ClusTR with attention to windows in place of clusters.
 
     Args:
@@ -157,15 +159,21 @@ def pvt_v2(state_dict: Mapping[str, Tensor], arch: Arch | None = None) -> ClusTR
         arch: The source's own variant, where it is not one of b0 to b4.
 
     Returns:
-        In evaluation mode; it returns the maps of all four stages.
+        The network, in evaluation mode, which returns the maps of all four stages; and the head,
+        if the source has one.
 
     Raises:
         CheckpointError: If the weights are not those of a PVTv2 that fits, and why.
     """
     weights, _ = _our_names(state_dict)
     target = _target(_body(weights), arch)
-    weights = {key: value for key, value in weights.items() if not key.startswith('head.')}
-    return _window_network(target, weights)
+    of_head = {key[5:]: weights.pop(key) for key in list(weights) if key.startswith('head.')}
+    network = _window_network(target, weights)
+    if not of_head:
+        return network, None
+    head = nn.Linear(network.channels[-1], len(of_head['weight'])).to(of_head['weight'].dtype)
+    load_strictly(head, of_head, source="the source's head")
+    return network, head
 
 
 def _how(pictures: int, calibration: Calibration) -> str:
