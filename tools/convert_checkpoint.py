@@ -47,6 +47,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     of_pvt.add_argument('--images', metavar='DIR', help='folder with photographs, any below it')
     of_pvt.add_argument('--num-images', type=int, metavar='N', help='how many to take (default 32)')
     of_pvt.add_argument(
+        '--image-size',
+        type=int,
+        metavar='PIXELS',
+        help='side of the square that the network sees of each (default 224)',
+    )
+    of_pvt.add_argument(
         '--calibrate',
         choices=('sigma', 'full'),
         help='what the photographs are for: one divisor a block (default), or keys and values '
@@ -63,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.kind == 'pvt_v2':
         print(_from_pvt_v2(args, arch))
         return
-    if args.images or args.num_images or args.calibrate:
-        raise UserError('--images, --num-images and --calibrate are for --from pvt_v2; add that')
+    if args.images or args.num_images or args.image_size or args.calibrate:
+        raise UserError('options for photographs are for --from pvt_v2; add that')
     content = read_checkpoint(args.src, trust=args.trust_checkpoint)
     found, converted = convert_published(state_dict_of(content, args.src), arch)
     save_checkpoint(converted, args.dst)
@@ -77,11 +83,15 @@ def _from_pvt_v2(args: argparse.Namespace, arch: str | dict | None) -> str:
     from clustr_mm.weights.photographs import read_photographs
     from clustr_mm.weights.pvt_v2 import LICENCE, from_pvt_v2
 
-    if (args.calibrate or args.num_images is not None) and not args.images:
-        raise UserError('--calibrate and --num-images need photographs; add --images DIR')
+    if (args.calibrate or args.num_images or args.image_size) and not args.images:
+        raise UserError(
+            '--calibrate, --num-images and --image-size need photographs; add --images DIR'
+        )
     content = read_checkpoint(args.src, trust=args.trust_checkpoint)
     state_dict = state_dict_of(content, args.src)
-    images = [] if not args.images else read_photographs(args.images, args.num_images or 32)
+    images = []
+    if args.images:
+        images = read_photographs(args.images, args.num_images or 32, args.image_size or 224)
     made = from_pvt_v2(state_dict, arch, images, args.calibrate or 'sigma')
     metadata = dict(
         source=args.src, source_sha256=file_hash(args.src), licence=LICENCE, how=made.how

@@ -36,6 +36,8 @@ def read_photographs(folder: str, count: int = 32, size: int = 224) -> list[Tens
         from PIL import Image
     except ImportError as error:
         raise ValueError('reading photographs needs Pillow; pip install pillow') from error
+    if size < 32:
+        raise ValueError(f'squares of {size} pixels are too small; use 32 or more, best 224')
     if count < LEAST:
         raise ValueError(f'{count} photographs are too few; use at least {LEAST}, best 32')
     files = sorted(

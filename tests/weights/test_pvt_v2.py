@@ -22,6 +22,7 @@ from clustr_mm.weights import from_pvt_v2
 from clustr_mm.weights.calibrate import WindowAttention
 from clustr_mm.weights.files import CheckpointError, load_pretrained, read_checkpoint
 from clustr_mm.weights.photographs import read_photographs
+from clustr_mm.weights.publish import publish
 from clustr_mm.weights.pvt_v2 import pvt_v2
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
@@ -286,7 +287,16 @@ def photographs(tmp_path):
 def test_an_address_becomes_a_backbone(b0, tmp_path, server, photographs, capsys):
     save_file({k: v.contiguous() for k, v in timm(b0).items()}, tmp_path / 'served/b0.safetensors')
     target = tmp_path / 'ours.safetensors'
-    options = ('--images', photographs, '--num-images', '8', '--calibrate', 'full')
+    options = (
+        '--images',
+        photographs,
+        '--num-images',
+        '8',
+        '--image-size',
+        '96',
+        '--calibrate',
+        'full',
+    )
     assert convert(f'{server}/b0.safetensors', target, *options) == 0
     said = capsys.readouterr().out
     for words in ('pvt_v2_b0', 'exact (91.9%)', '247,808 approximated (8.1%)', '518 new (0.0%)'):
@@ -298,9 +308,11 @@ def test_an_address_becomes_a_backbone(b0, tmp_path, server, photographs, capsys
     assert metadata['source_sha256'] == digest.hexdigest()
     assert metadata['licence'].startswith('Apache-2.0')
     assert '8 photographs' in metadata['how'] and 'least squares' in metadata['how']
+    published = publish(str(target), str(tmp_path / 'published'))
+    assert read_checkpoint(published)['meta']['licence'] == metadata['licence']
     network = ClusTR('pvt_v2_b0')
     load_pretrained(network, dict(checkpoint=str(target), prefix='backbone.'))
-    pictures = read_photographs(str(photographs), 8)
+    pictures = read_photographs(str(photographs), 8, 96)
     made = from_pvt_v2(b0, images=pictures, calibration='full').state_dict
     key = 'stages.2.blocks.1.attn.kvs.1.weight'
     assert torch.equal(network.state_dict()[key], made[f'backbone.{key}'])
@@ -351,6 +363,7 @@ def test_folders_and_options_that_cannot_be_are_one_line(b0, tmp_path, photograp
         Image.fromarray(image).save(tmp_path / 'noise' / f'{i}.png')
     assert 'as noise does' in fails('--images', tmp_path / 'noise')
     assert '0 distinct' in fails('--images', tmp_path / 'none')
+    assert 'too small' in fails('--images', photographs, '--image-size', 16)
     assert 'too few' in fails('--images', photographs, '--num-images', 4)
     assert 'add --images' in fails('--calibrate', 'full')
     (photographs / 'noise.png').write_bytes(b'no image')
