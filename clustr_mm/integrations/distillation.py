@@ -62,6 +62,9 @@ class DistilledClassifier(ImageClassifier):
             ValueError: If the teacher's maps or classes are not the student's.
         """
         super().init_weights()
+        self._read_teacher()
+
+    def _read_teacher(self) -> None:
         weights = state_dict_of(read_checkpoint(self.teacher), self.teacher)
         network, head = pvt_v2(weights, self.teacher_arch)
         if network.feature_info != self.backbone.feature_info:
@@ -86,6 +89,8 @@ class DistilledClassifier(ImageClassifier):
             inputs: (B, 3, height, width).
             data_samples: The labels, where there is a head.
         """
+        if not self._networks:  # nobody has asked for initial weights
+            self._read_teacher()
         network, head = self._networks
         with torch.no_grad():
             network.to(inputs.device)

@@ -84,8 +84,9 @@ def judge(image: Tensor) -> tuple[bool, bytes]:
     likeness = sum(
         torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item() / 2 for a, b in pairs
     )
-    print_of = hashlib.sha256(image.cpu().contiguous().numpy().tobytes()).digest()
-    return likeness >= 0.5, print_of  # NaN where all pixels are equal
+    pixels = image.double().cpu().contiguous().numpy().tobytes()
+    # The correlation is NaN where all pixels are equal.
+    return likeness >= 0.5, hashlib.sha256(pixels).digest()
 
 
 def check_judged(judged: Iterable[tuple[bool, bytes]], source: str) -> None:

@@ -304,7 +304,7 @@ def _target(source: Mapping[str, tuple[int, ...]], arch: Arch | None) -> Arch:
     if not fitting:
         why = f'its dims are {source["embed_dims"]}, its depths {source["depths"]}'
         if source['mlp_ratios'] != ARCHS['pvt_v2_b0']['mlp_ratios']:
-            why = f"its MLP ratios are {source['mlp_ratios']}, as b5's, not (8, 8, 4, 4)"
+            why = f"its MLP ratios are {source['mlp_ratios']}, as b5's and MiT's, not (8, 8, 4, 4)"
         raise CheckpointError(
             f'the source is none of pvt_v2_b0 to pvt_v2_b4: {why}; give one of these, or its own '
             'body as a dict'
