@@ -15,7 +15,7 @@ FOLDER = Path(__file__).resolve().parents[1] / 'configs'
 LEAVES = sorted(path for path in FOLDER.glob('*/*.py') if path.parent.name != '_base_')
 SEGMENTATION = [path for path in LEAVES if path.parent.name == 'mmseg']
 ADE = [path for path in SEGMENTATION if path.stem.endswith('ade20k')]
-ARCHS = dict(t='tiny', s='small', b='base')
+ARCHS = dict(t='tiny', s='small', b='base', pvtb2='pvt_v2_b2')
 
 each_leaf = pytest.mark.parametrize('path', LEAVES, ids=lambda path: path.stem)
 
@@ -62,13 +62,13 @@ def test_ade20k_leaves_are_the_recipe(path):
     assert 8 * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size
     drop_path = cfg.model.backbone.drop_path_rate
     if head == 'semfpn':
-        assert drop_path == dict(t=0.1, s=0.15, b=0.3)[variant]
+        assert drop_path == dict(t=0.1, s=0.15, b=0.3, pvtb2=0.15)[variant]
         assert (optimizer.lr, optimizer.weight_decay) == (2e-4, 1e-4)
         assert (cfg.auto_scale_lr.base_batch_size, cfg.train_cfg.max_iters) == (32, 40000)
         assert [(each.type, each.power) for each in schedule] == [('PolyLR', 0.9)]
         assert (cfg.model.neck.out_channels, cfg.model.decode_head.channels) == (256, 128)
     else:
-        assert drop_path == dict(t=0.1, s=0.3, b=0.3)[variant]
+        assert drop_path == dict(t=0.1, s=0.3, b=0.3, pvtb2=0.3)[variant]
         assert (optimizer.lr, optimizer.weight_decay) == (6e-5, 0.01)
         assert (cfg.auto_scale_lr.base_batch_size, cfg.train_cfg.max_iters) == (16, 160000)
         assert (schedule[0].type, schedule[0].end) == ('LinearLR', 1500)

@@ -94,6 +94,8 @@ def test_mmpretrains_model_hub_lists_and_builds_ours(monkeypatch):
     monkeypatch.setattr(ModelHub, '_ModelHub__mmpretrain_registered', True)
     names = [
         'clustr_b_imagenet',
+        'clustr_pvtb2_distilled_imagenet',
+        'clustr_pvtb2_imagenet',
         'clustr_s_imagenet',
         'clustr_t_imagenet',
         'clustr_t_mini',

@@ -25,29 +25,26 @@ from clustr_mm.models.crop_padding import without_padding
 from clustr_mm.ops.conv_gelu import conv_gelu
 from clustr_mm.ops.dispatch import integer
 
-# The published variants b1, b2 and b3. A reduction of 1 means ordinary self-attention.
+# The published variants b1, b2 and b3, and bodies that take PVTv2's weights (weights/pvt_v2.py). A
+# reduction of 1 means ordinary self-attention.
 ARCHS: dict[str, dict[str, tuple[int, ...]]] = {
-    'tiny': dict(
-        embed_dims=(64, 128, 256, 512),
-        depths=(1, 2, 6, 1),
-        num_heads=(1, 2, 4, 8),
+    name: dict(
+        embed_dims=dims,
+        depths=depths,
+        num_heads=heads,
         mlp_ratios=(8, 8, 4, 4),
         reductions=(8, 4, 2, 1),
-    ),
-    'small': dict(
-        embed_dims=(64, 128, 256, 512),
-        depths=(3, 5, 13, 2),
-        num_heads=(1, 2, 4, 8),
-        mlp_ratios=(8, 8, 4, 4),
-        reductions=(8, 4, 2, 1),
-    ),
-    'base': dict(
-        embed_dims=(64, 128, 320, 512),
-        depths=(3, 5, 18, 3),
-        num_heads=(1, 2, 5, 8),
-        mlp_ratios=(8, 8, 4, 4),
-        reductions=(8, 4, 2, 1),
-    ),
+    )
+    for name, dims, depths, heads in (
+        ('tiny', (64, 128, 256, 512), (1, 2, 6, 1), (1, 2, 4, 8)),
+        ('small', (64, 128, 256, 512), (3, 5, 13, 2), (1, 2, 4, 8)),
+        ('base', (64, 128, 320, 512), (3, 5, 18, 3), (1, 2, 5, 8)),
+        ('pvt_v2_b0', (32, 64, 160, 256), (2, 2, 2, 2), (1, 2, 5, 8)),
+        ('pvt_v2_b1', (64, 128, 320, 512), (2, 2, 2, 2), (1, 2, 5, 8)),
+        ('pvt_v2_b2', (64, 128, 320, 512), (3, 4, 6, 3), (1, 2, 5, 8)),
+        ('pvt_v2_b3', (64, 128, 320, 512), (3, 4, 18, 3), (1, 2, 5, 8)),
+        ('pvt_v2_b4', (64, 128, 320, 512), (3, 8, 27, 3), (1, 2, 5, 8)),
+    )
 }
 
 
@@ -209,8 +206,8 @@ class ClusTR(nn.Module):
     """The ClusTR backbone, for detection, segmentation, pose and classification alike.
 
     Args:
-        arch: ``'tiny'``, ``'small'``, ``'base'``, or a dict with the keys of ``ARCHS``'s entries,
-            each with one value for each stage.
+        arch: ``'tiny'``, ``'small'``, ``'base'``, ``'pvt_v2_b0'`` to ``'pvt_v2_b4'``, or a dict
+            with the keys of ``ARCHS``'s entries, each with one value for each stage.
         in_channels: Channels of the images.
         out_indices: Stages whose maps are returned, from 0 or, counted from the end, from -1; one
             number for one stage.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 import tarfile
 import warnings
 import zipfile
@@ -27,6 +28,10 @@ WEIGHTS_ONLY = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _CHECKSUM = 'sha256'  # of the tensors: safetensors' own format has none
 # What DistributedDataParallel and torch.compile put before the names of what they wrap.
 _WRAPPERS = ('module.', '_orig_mod.')
+# The convolution that reduces keys and values in PVTv2, by all names that it has.
+_OF_PVT = re.compile(r'\.attn\.sr\.|\.spatial_reduction\.')
+# The convolution that sees the image.
+_STEM = 'stages.0.patch_embed.proj.weight'
 _trusted = False
 
 
@@ -69,6 +74,19 @@ def read_checkpoint(
             return _read_file(path, name, map_location, trust or _trusted)
     except OSError as error:
         raise CheckpointError(f'{name} cannot be fetched ({_first_line(error)})') from error
+
+
+def file_hash(source: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file, in hexadecimal; ``source`` as ``read_checkpoint`` takes it.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    try:
+        with local_file(str(source)) as path:
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f'{source} cannot be fetched ({_first_line(error)})') from error
 
 
 def state_dict_of(
@@ -121,6 +139,12 @@ def load_strictly(
     own = module.state_dict()
     if not any(key.startswith(_WRAPPERS) for key in own):
         state_dict = _without_wrappers(state_dict)
+    if any(map(_OF_PVT.search, state_dict)) and not any(map(_OF_PVT.search, own)):
+        raise CheckpointError(
+            f'{source} holds weights of PVTv2, which ClusTR takes when they are converted: '
+            f'python tools/convert_checkpoint.py {source} CONVERTED.safetensors --from pvt_v2, '
+            'then CONVERTED.safetensors in its place'
+        )
     prefix = prefix.rstrip('.') + '.' if prefix else ''
     given = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     if prefix and not given:
@@ -155,7 +179,8 @@ def load_strictly(
 def load_pretrained(module: nn.Module, init_cfg: Mapping[str, Any], trust: bool = False) -> None:
     """Loads what mmengine's ``dict(type='Pretrained', ...)`` names, strictly.
 
-    Keys that the module does not have are a warning that lists them.
+    Keys that the module does not have are a warning that lists them. Weights for 3 channels start
+    a network for others, which a warning says: see ``adapt_stem``.
 
     Args:
         module: Where to load.
@@ -168,12 +193,38 @@ def load_pretrained(module: nn.Module, init_cfg: Mapping[str, Any], trust: bool 
     """
     source = str(init_cfg['checkpoint'])
     state_dict = state_dict_of(read_checkpoint(source, trust=trust), source)
+    stem = (init_cfg.get('prefix') or '').rstrip('.') + '.' + _STEM
+    stem = stem.removeprefix('.')
+    channels = getattr(module, 'in_channels', 3)
+    if stem in state_dict and channels != 3 and state_dict[stem].shape[1] == 3:
+        state_dict[stem] = adapt_stem(state_dict[stem], channels)
+        warnings.warn(
+            f'{source} is for images of 3 channels; its first convolution was made one for '
+            f'{channels}',
+            stacklevel=2,
+        )
     if unexpected := load_strictly(module, state_dict, init_cfg.get('prefix'), source):
         warnings.warn(
             f'{source} has {len(unexpected)} keys that this {type(module).__name__} does not '
             f'have: {_some(unexpected)}',
             stacklevel=2,
         )
+
+
+def adapt_stem(weight: Tensor, channels: int) -> Tensor:
+    """Makes a convolution for 3 channels one for another number, as timm's adapt_input_conv does.
+
+    Args:
+        weight: (C, 3, height, width).
+        channels: Of the images, N.
+
+    Returns:
+        (C, N, height, width): the sum for one channel, so that a grey image gives what it gave in
+        three; else the three in turn, scaled by 3 / N so that the output keeps its size.
+    """
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight[:, [i % 3 for i in range(channels)]] * (3 / channels)
 
 
 def save_checkpoint(

@@ -109,6 +109,8 @@ def _origin(content: Mapping[str, Any], source: str) -> dict[str, str]:
         'seed': meta.get('seed'),
         'time': meta.get('time'),
         'score': meta.get('score'),  # of a file that was published before
+        'licence': meta.get('licence'),  # of one that tools/convert_checkpoint.py made
+        'how': meta.get('how'),
     }
     dataset = meta.get('dataset_meta')
     if isinstance(dataset, Mapping) and 'classes' in dataset:

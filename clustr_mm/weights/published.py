@@ -11,11 +11,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from clustr_mm.models.clustr import ARCHS, ClusTR
+from clustr_mm.models.clustr import ClusTR
 from clustr_mm.weights.files import CheckpointError
 
+_PUBLISHED = ('tiny', 'small', 'base')
 # Published name, our name; every dot outside of brackets stands for itself.
 _RULES = [
     (r'patch_embed(\d)\.(proj|norm)', r'stages.{s}.patch_embed.\2'),
@@ -66,7 +68,7 @@ def convert_published(
     ours = {key: _ours(key) for key in state_dict}
     converted = {ours[key]: value for key, value in state_dict.items()}
     theirs = {value: key for key, value in ours.items()}
-    candidates = list(ARCHS) if arch is None else [arch]
+    candidates = list(_PUBLISHED) if arch is None else [arch]
     problems = [_problems(converted, theirs, backbone_shapes(each)) for each in candidates]
     best = min(range(len(candidates)), key=lambda i: sum(map(len, problems[i].values())))
     if any(problems[best].values()):
@@ -84,7 +86,8 @@ def convert_published(
 
 def backbone_shapes(arch: str | Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The shapes of a backbone's weights by key, such as ``backbone.stages.0.norm.weight``."""
-    state = ClusTR(arch=arch).state_dict()
+    with torch.device('meta'):  # shapes need no memory
+        state = ClusTR(arch=arch).state_dict()
     return {f'backbone.{key}': tuple(value.shape) for key, value in state.items()}
 
 

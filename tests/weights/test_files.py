@@ -1,7 +1,6 @@
 """Weights: strict, safe, whole, in both formats, from published keys too."""
 
 import contextlib
-import http.server
 import os
 import pickle
 import random
@@ -10,7 +9,6 @@ import runpy
 import subprocess
 import sys
 import tarfile
-import threading
 from pathlib import Path
 
 import pytest
@@ -348,25 +346,6 @@ def test_weights_without_values_are_neither_written_nor_loaded(tmp_path, suffix)
         load_strictly(real, meta.state_dict())
     with pytest.raises(CheckpointError, match='on the meta device, where to_empty'):
         load_strictly(meta, real.state_dict())
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """An address under which a folder's files are."""
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
-    (tmp_path / 'served').mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(tmp_path / 'served'))
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Quiet) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f'http://127.0.0.1:{running.server_port}'
-        running.shutdown()
 
 
 def test_addresses_are_read_as_files_are(tmp_path, server):
