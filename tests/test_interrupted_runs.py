@@ -51,7 +51,11 @@ class PoisonHook(Hook):
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter in self.steps:
-            data_batch['inputs'][0] = torch.full_like(data_batch['inputs'][0].float(), torch.nan)
+            images = [image.float() for image in data_batch['inputs']]
+            images[0].fill_(torch.nan)
+            # mmpretrain's loaders stack them.
+            stacked = isinstance(data_batch['inputs'], torch.Tensor)
+            data_batch['inputs'] = torch.stack(images) if stacked else images
 
 
 @pytest.fixture(scope='module', params=TASKS)

@@ -41,7 +41,9 @@ def data(tmp_path_factory) -> Path:
 def trained(data, tmp_path_factory) -> Path:
     """The work folder of a run of two iterations."""
     folder = tmp_path_factory.mktemp('run')
-    train([CONFIG, '--data-root', str(data), '--work-dir', str(folder), *SMALL])
+    # Of runs in one process those of one name would share their visualizer.
+    options = [*SMALL, f'visualizer.name={folder.name}']
+    train([CONFIG, '--data-root', str(data), '--work-dir', str(folder), *options])
     return folder
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from mmengine.config import Config
 
 from clustr_mm.datasets.check import check_paths
+from clustr_mm.engine import numerics, pictures, resuming, samples  # noqa: F401 - they register
 from clustr_mm.engine.checkpoints import newest_checkpoint
 from clustr_mm.engine.config import (
     check_keys,

@@ -199,9 +199,11 @@ def test_the_hook_writes_to_tensorboard_during_training(tmp_path):
     config = tmp_path / 'pictures.py'
     config.write_text(
         f"_base_ = '{ROOT}/configs/mmseg/upernet_clustr_t_mini.py'\n"
-        "custom_imports = dict(imports=['clustr_mm', 'clustr_mm.visualization'])\n"
+        "modules = [*_base_.custom_imports.imports, 'clustr_mm.visualization']\n"
+        'custom_imports = dict(imports=modules)\n'
         "custom_hooks = [dict(type='ClusterPictureHook', stages=[1], images=2)]\n"
         "experiment_name = 'cluster_pictures'\n"
+        "visualizer = dict(name='cluster_pictures')\n"
     )
     train(
         [str(config), '--data-root', str(data), '--work-dir', str(tmp_path / 'run'), '--device',
