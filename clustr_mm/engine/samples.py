@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from clustr_mm.datasets.faults import failed_sample, sample_fault
 from clustr_mm.engine.errors import UserError
-from clustr_mm.engine.seeding import PlacedBatches, PlacedIndex, seed_all
+from clustr_mm.engine.seeding import Placed, PlacedBatches, seed_all
 
 ACTIONS = ('raise', 'skip')
 _DRAWS = 100  # of other samples, before a data set is given up
@@ -35,14 +35,14 @@ class Samples:
         self.dataset = dataset
         self.action: str | None = None
 
-    def __call__(self, indices: Sequence[int]) -> list[Any]:
+    def __call__(self, indices: Sequence[Any]) -> list[Any]:
         """Loads the samples of a batch."""
         return [self._load(index) for index in indices]
 
-    def _load(self, index: int) -> Any:
-        if isinstance(index, PlacedIndex):
+    def _load(self, index: Any) -> Any:
+        if isinstance(index, Placed):
             seed_all(*index.key)
-        index = int(index)
+            index = index.index
         for _ in range(_DRAWS):
             try:
                 return self.dataset[index]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,19 +44,11 @@ def seed_step(seed: int, step: int) -> None:
     seed_all(_STEP, seed, step, get_dist_info()[0])
 
 
-class PlacedIndex(int):
-    """An index into a data set that knows the chance of this drawing of it."""
+class Placed(NamedTuple):
+    """An index into a data set, with the chance of this drawing of it."""
 
+    index: Any
     key: tuple[int, ...]
-
-    def __new__(cls, index: int, key: tuple[int, ...]) -> PlacedIndex:
-        """Makes an index; see the class."""
-        made = super().__new__(cls, index)
-        made.key = key
-        return made
-
-    def __getnewargs__(self) -> tuple[int, tuple[int, ...]]:  # type: ignore[override]
-        return int(self), self.key
 
 
 class PlacedBatches:
@@ -79,14 +71,14 @@ class PlacedBatches:
         self.first = 0
         self.passed = 0
 
-    def __iter__(self) -> Iterator[list[PlacedIndex]]:
+    def __iter__(self) -> Iterator[list[Placed]]:
         rank, processes = get_dist_info()
         first, self.first = self.first, 0
         self.passed = position = 0
         for batch in self.batches:
             if self.passed >= first:
                 yield [
-                    PlacedIndex(index, (_SAMPLE, self.seed, self.epoch, place * processes + rank))
+                    Placed(index, (_SAMPLE, self.seed, self.epoch, place * processes + rank))
                     for place, index in enumerate(batch, position)
                 ]
             position += len(batch)

@@ -1,10 +1,13 @@
 """The tools' runner: what it loads, and what of it."""
 
+import contextlib
 import itertools
 import os
 
 import pytest
 import torch
+from mmengine.fileio import LocalBackend
+from mmengine.fileio.backends import prefix_to_backends
 from mmengine.model import BaseModel
 from torch import nn
 from torch.utils.data import DataLoader
@@ -92,6 +95,22 @@ def test_a_test_or_a_resumption_wants_every_weight(tmp_path):
     testing['test_evaluator']['out_file_path'] = str(tmp_path / 'out.pkl')
     with pytest.raises(CheckpointError, match='layer.weight'):
         make_runner(tmp_path / 'c', width=4, load_from=path, **testing).test()
+
+
+def test_a_run_goes_on_from_a_storage_that_mmengine_knows(tmp_path, monkeypatch):
+    class Bucket(LocalBackend):
+        """Files of a folder, by addresses as S3 has them."""
+
+        @contextlib.contextmanager
+        def get_local_path(self, filepath):
+            yield str(tmp_path / 'a' / filepath.rpartition('/')[2])
+
+    monkeypatch.setitem(prefix_to_backends, 'bucket', Bucket)
+    make_runner(tmp_path / 'a').train()
+    runner = make_runner(tmp_path / 'b', load_from='bucket://runs/iter_1.pth', resume=True)
+    runner.train()
+    assert runner.iter == 2
+    assert 'Load checkpoint from bucket://runs/iter_1.pth' in log_of(runner)
 
 
 def test_a_backbone_of_which_nothing_matched_is_one_warning(tmp_path):
