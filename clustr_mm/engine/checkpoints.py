@@ -117,17 +117,7 @@ class _RemovesLast:
 
 
 def newest_checkpoint(folder: str) -> str | None:
-    """Finds the newest whole checkpoint in a folder, for all processes.
-
-    Args:
-        folder: The run's work folder.
-
-    Returns:
-        What ``find_newest`` finds in the first process.
-
-    Raises:
-        UserError: As ``find_newest`` does.
-    """
+    """What ``find_newest`` finds, or raises, in the first process, for all processes."""
     answer: list[Any] = [None]
     if is_main_process():
         try:
@@ -145,13 +135,7 @@ def find_newest(folder: Path) -> str | None:
 
     That is the one that ``last_checkpoint`` names, unless a later one was written after it: times
     alone mean nothing in a folder that was copied. One that is damaged is named in a line of the
-    log, and the one before it is taken.
-
-    Args:
-        folder: The run's work folder.
-
-    Returns:
-        Its path; None where nothing was saved yet.
+    log, and the one before it is taken. None where nothing was saved yet.
 
     Raises:
         UserError: If there are checkpoints and none is whole.
@@ -195,11 +179,7 @@ def find_newest(folder: Path) -> str | None:
 
 
 def check_training_state(checkpoint: Mapping[str, Any], source: str) -> None:
-    """Sees that a run can go on from a checkpoint.
-
-    Args:
-        checkpoint: What was read.
-        source: Where from, for the error.
+    """Sees that a run can go on from what was read from a source.
 
     Raises:
         UserError: If it holds weights only.

@@ -94,10 +94,7 @@ _OURS_TRAIN = {
 
 
 def train(arguments: Sequence[str] | None = None) -> Any:
-    """Trains what a command line says.
-
-    Args:
-        arguments: train.py's arguments; None takes those of the process.
+    """Trains what train.py's arguments say; None takes those of the process.
 
     Returns:
         Runner: The runner, its training done.
@@ -109,10 +106,7 @@ def train(arguments: Sequence[str] | None = None) -> Any:
 
 
 def test(arguments: Sequence[str] | None = None) -> dict[str, float] | None:
-    """Tests what a command line says.
-
-    Args:
-        arguments: test.py's arguments; None takes those of the process.
+    """Tests what test.py's arguments say; None takes those of the process.
 
     Returns:
         dict: The metrics by name; None where the config names a runner of its own.

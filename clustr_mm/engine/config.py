@@ -18,13 +18,7 @@ LIBRARIES = ('mmdet', 'mmseg', 'mmpose', 'mmpretrain')
 
 
 def load_config(path: str) -> Config:
-    """Reads a config file.
-
-    Args:
-        path: Path of the file.
-
-    Returns:
-        Config: The config, its custom imports made.
+    """Reads a config file, and makes its custom imports.
 
     Raises:
         UserError: If there is no such file (with the nearest names), or it cannot be read.
@@ -38,13 +32,7 @@ def load_config(path: str) -> Config:
 
 
 def library_of(cfg: Config) -> str:
-    """The task library that a config is for.
-
-    Args:
-        cfg: A config.
-
-    Returns:
-        str: Its ``default_scope``, else where the type of its model comes from.
+    """The task library of a config: its ``default_scope``, else where its model's type comes from.
 
     Raises:
         UserError: If neither names one of the four.
@@ -61,13 +49,7 @@ def library_of(cfg: Config) -> str:
 
 
 def clustr_backbone(cfg: Config) -> Any:
-    """Finds the settings of a config's ClusTR.
-
-    Args:
-        cfg: A config.
-
-    Returns:
-        ConfigDict: Its ``model.backbone``.
+    """The settings of a config's ClusTR, its ``model.backbone``.
 
     Raises:
         UserError: If that is no ClusTR.
@@ -79,14 +61,10 @@ def clustr_backbone(cfg: Config) -> Any:
 
 
 def set_data_root(cfg: Config, root: str) -> None:
-    """Moves every data set and evaluator of a config to another folder.
+    """Moves every data set and evaluator of a config, in place, to another folder.
 
     A data set's own paths are joined with its ``data_root``; an evaluator's ``ann_file`` and a
     ``bbox_file`` are whole paths and begin with it. Both kinds follow.
-
-    Args:
-        cfg: The config, changed in place.
-        root: The folder to take in place of the config's ``data_root``.
 
     Raises:
         UserError: If the config names no data root, or several.
@@ -111,10 +89,6 @@ def set_data_root(cfg: Config, root: str) -> None:
 
 def check_keys(cfg: Config, options: Mapping[str, Any]) -> None:
     """Refuses ``--cfg-options`` that are mistyped: next to a name that exists, and read by nobody.
-
-    Args:
-        cfg: The config, before the options.
-        options: Dotted keys and their values.
 
     Raises:
         UserError: If a key is close to one of the config's and not one, or a value takes the place
@@ -149,14 +123,10 @@ def check_keys(cfg: Config, options: Mapping[str, Any]) -> None:
 
 
 def use_amp(cfg: Config, device: str) -> None:
-    """Sees that ``--amp`` can be, and lets mmseg's own script know the class OptimWrapper.
-
-    Args:
-        cfg: The config; a wrapper that is given as a class becomes its name.
-        device: The run's device.
+    """Sees that ``--amp`` can be; a wrapper given as a class becomes its name, which mmseg knows.
 
     Raises:
-        UserError: If that is the CPU.
+        UserError: If the run's device is the CPU.
     """
     if device == 'cpu':
         raise UserError('--amp needs a GPU, and this run is on the CPU; leave --amp out')
@@ -166,11 +136,7 @@ def use_amp(cfg: Config, device: str) -> None:
 
 
 def use_init_from(cfg: Config, checkpoint: str) -> None:
-    """Makes the backbone start from a checkpoint's ``backbone.`` weights.
-
-    Args:
-        cfg: The config, changed in place.
-        checkpoint: Path or address of a .pth or .safetensors file.
+    """Makes the backbone start from the ``backbone.`` weights of a file or an address.
 
     Raises:
         UserError: If there is no such file, or the config has no backbone.
@@ -183,14 +149,7 @@ def use_init_from(cfg: Config, checkpoint: str) -> None:
 
 
 def near_files(path: Path) -> str:
-    """Says which configs have a name close to a mistyped one's.
-
-    Args:
-        path: The path that does not exist.
-
-    Returns:
-        str: As :func:`clustr_mm.engine.errors.near`.
-    """
+    """Says, as ``near`` does, which configs have a name close to a mistyped one's."""
     folder = path.parent
     files: Iterable[Path] = folder.glob('*.py')
     if not folder.is_dir():

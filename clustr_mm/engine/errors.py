@@ -52,13 +52,7 @@ def near(
     shown: Mapping[str, str] | None = None,
     cutoff: float = 0.6,
 ) -> str:
-    """Says which known names a mistyped one is close to.
-
-    Args:
-        name: What was typed.
-        known: What could have been meant.
-        shown: How to write what is known, if not by itself.
-        cutoff: How close is close, up to 1.
+    """Says which known names, written as shown, a mistyped one is close to.
 
     Returns:
         str: ``"; did you mean 'a' or 'b'?"``, or nothing where no name is close.
@@ -69,14 +63,9 @@ def near(
 
 
 def explain(error: BaseException, cfg: Config | None = None) -> str | None:
-    """Finds the one line to show for an exception.
+    """Finds the one line to show for an exception; None where it looks like a bug.
 
-    Args:
-        error: The exception as it arrived, with its causes.
-        cfg: The config that was being run: mistakes in it are told from bugs by looking there.
-
-    Returns:
-        str | None: The line, or None where the exception looks like a bug.
+    Mistakes in the config that was being run are told from bugs by looking there.
     """
     for each in _causes(error):
         line = _explain_one(each, cfg)
@@ -88,13 +77,8 @@ def explain(error: BaseException, cfg: Config | None = None) -> str | None:
 def run_tool(main: Callable[[Sequence[str] | None], object]) -> int:
     """Runs a command line and turns a user's mistake into ``error: ...`` and status 1.
 
-    ``CLUSTR_DEBUG=1`` in the environment (or the tools' ``--debug``) shows the traceback too.
-
-    Args:
-        main: Takes the arguments (None: those of the process).
-
-    Returns:
-        int: The exit status, for ``sys.exit``.
+    ``CLUSTR_DEBUG=1`` in the environment (or the tools' ``--debug``) shows the traceback too. Gives
+    the exit status.
     """
     # With a full disk every log line would print a traceback of the logging module.
     logging.raiseExceptions = False
@@ -124,12 +108,6 @@ def explained(cfg: Config) -> Iterator[None]:
     """Re-raises what goes wrong inside as :class:`UserError` where it is the user's mistake.
 
     The run's log file gets the whole traceback either way.
-
-    Args:
-        cfg: The config that runs inside.
-
-    Raises:
-        UserError: With the one line that :func:`explain` found.
     """
     try:
         yield
@@ -224,14 +202,7 @@ def _unknown_argument(text: str, cfg: Config) -> str | None:
 
 
 def dicts(node: object) -> Iterator[dict]:
-    """Yields every dict of a config, outer ones first.
-
-    Args:
-        node: The config, or any part of it.
-
-    Yields:
-        The dicts.
-    """
+    """Yields every dict of a config or a part of one, outer ones first."""
     if isinstance(node, Config):
         node = node._cfg_dict
     if isinstance(node, dict):

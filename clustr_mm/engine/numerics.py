@@ -126,14 +126,7 @@ class NumericsGuardHook(Hook):
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no element is NaN or infinite.
-
-    Args:
-        tensors: Any shapes and dtypes, sparse ones too.
-
-    Returns:
-        bool: True also where there is none. One synchronisation with the device.
-    """
+    """Whether no element is NaN or infinite, with one synchronisation with the device."""
     finite = [
         (each.coalesce().values() if each.is_sparse else each).detach().isfinite().all()
         for each in tensors
@@ -142,14 +135,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def batch_files(batch: Any) -> list[str]:
-    """The image files that a batch was made from.
-
-    Args:
-        batch: As a data loader of any of the libraries gives it.
-
-    Returns:
-        list[str]: A path for each sample that knows it.
-    """
+    """The image files of a batch's samples, as far as they know them."""
     samples = batch.get('data_samples', []) if isinstance(batch, dict) else []
     found = (getattr(sample, 'metainfo', {}).get('img_path') for sample in samples)
     return [str(path) for path in found if path is not None]

@@ -55,13 +55,7 @@ class CfgOptions(DictAction):
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--trust-checkpoint``, which every tool that reads checkpoints takes.
-
-    :func:`clustr_mm.weights.files.trust_checkpoints` then takes its value.
-
-    Args:
-        parser: Where to add it.
-    """
+    """Adds ``--trust-checkpoint``, which every tool that reads checkpoints takes."""
     parser.add_argument('--trust-checkpoint', **TRUST)  # type: ignore[arg-type]
 
 
@@ -90,13 +84,7 @@ def reading_safely(trusted: bool) -> Iterator[None]:
 
 
 def choose_device(name: str | None) -> str:
-    """Makes mmengine's runners take a device.
-
-    Args:
-        name: 'cpu', 'cuda', or None for what mmengine takes by itself.
-
-    Returns:
-        str: The device that runners take from now on.
+    """Makes mmengine's runners take a device; of None, says which they take by themselves.
 
     Raises:
         UserError: If CUDA is asked for where there is none.

@@ -64,12 +64,6 @@ class Samples:
 def samples_of(dataset: Any) -> Samples:
     """Finds or makes the ``__getitems__`` of a data set's object.
 
-    Args:
-        dataset: The data set.
-
-    Returns:
-        Samples: It.
-
     Raises:
         UserError: If it is no object that can have one, as a list is.
     """
@@ -87,14 +81,8 @@ def samples_of(dataset: Any) -> Samples:
 def place_batches(loader: DataLoader, seed: int) -> PlacedBatches:
     """Makes the samples of a loader depend on their place in the run alone.
 
-    Data set, sampler, batch sampler and pipeline stay the objects that they are.
-
-    Args:
-        loader: Of a data set that is indexed; not yet iterated.
-        seed: The run's.
-
-    Returns:
-        PlacedBatches: What the loader's ``batch_sampler`` is from now on.
+    Data set, sampler, batch sampler and pipeline stay the objects that they are. Gives what the
+    loader's ``batch_sampler`` is from now on.
     """
     samples_of(loader.dataset)
     samplers: list[Any] = [loader.sampler, getattr(loader.batch_sampler, 'sampler', None)]

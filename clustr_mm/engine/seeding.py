@@ -20,11 +20,7 @@ _SAMPLE, _STEP = 0, 1  # two streams, so that no sample has a step's chance
 
 
 def seed_all(*key: int) -> None:
-    """Seeds Python, NumPy, torch, and this process's GPU if it uses one.
-
-    Args:
-        key: Numbers that name the point of the run, none negative.
-    """
+    """Seeds Python, NumPy, torch, and this process's GPU, by numbers that are not negative."""
     words = np.random.SeedSequence(key).generate_state(4, np.uint64)
     random.seed(int(words[0]))
     np.random.seed(words[1:3].view(np.uint32))
@@ -35,12 +31,7 @@ def seed_all(*key: int) -> None:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seeds a training step of this process.
-
-    Args:
-        seed: The run's.
-        step: From 0.
-    """
+    """Seeds a training step, counted from 0, of this process."""
     seed_all(_STEP, seed, step, get_dist_info()[0])
 
 

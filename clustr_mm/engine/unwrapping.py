@@ -7,14 +7,7 @@ from torch import nn
 
 
 def unwrapped(model: Any) -> nn.Module:
-    """Returns the model inside its wrappers for several processes and test-time augmentation.
-
-    Args:
-        model: A runner's model.
-
-    Returns:
-        nn.Module: The model whose parameters bear the names that checkpoints know.
-    """
+    """The model inside its wrappers, whose parameters bear the names that checkpoints know."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
