@@ -82,7 +82,9 @@ def check_part(part: Part, scope: str | None) -> None:
 
     if remote(root, dataset):
         return
-    if root and not _exists(root):
+    named = [each for each in (ann_file, *folders) if each]
+    joined = not named or not all(map(os.path.isabs, named))  # else nobody reads the root
+    if root and joined and not _exists(root):
         fail('data folder not found', root)
     if ann_file:
         path = os.path.join(root, ann_file)

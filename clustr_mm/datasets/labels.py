@@ -110,7 +110,7 @@ class Labels:
         if self.samples and (missing := self.missing()):
             of = f'{len(missing)} of {known} classes'
             line = f'{of} have not one {self.unit} in {self.samples:,} samples'
-            line += f': {", ".join(missing):.200}'
+            line += f': {", ".join(map(str, missing)):.200}'
             if self.unit == 'pixel' and (ignored := self.counts[IGNORED]):
                 share = ignored / self.counts.total()
                 line += f'; {share:.0%} of the pixels are {IGNORED}, which is ignored'

@@ -146,6 +146,8 @@ def find_newest(folder: Path) -> str | None:
         if '://' in text:  # another backend's: only that knows more
             return text
         noted = Path(text)
+        if (folder / noted.name).is_file():  # the folder was copied: what is beside the note
+            noted = folder / noted.name
         folders.add(noted.parent)
     found = {
         path

@@ -263,21 +263,38 @@ def _apply(cfg: Config, tool: str, options: argparse.Namespace, device: str) -> 
         return
     if options.init_from is not None:
         use_init_from(cfg, options.init_from)
-    if options.auto_scale_lr:
-        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-            raise UserError(
-                f'--auto-scale-lr: {options.config} has no auto_scale_lr.base_batch_size'
-            )
-        cfg.auto_scale_lr.enable = True
+    said = {*(cfg.get('auto_scale_lr') or {}), *(key.split('.')[-1] for key in options.cfg_options)}
+    if options.auto_scale_lr and 'base_batch_size' not in said:
+        raise UserError(f'--auto-scale-lr: {options.config} has no auto_scale_lr.base_batch_size')
 
 
 def _settle_start(cfg: Config, options: argparse.Namespace) -> None:
-    """Says where a training starts: mmseg's ``--resume PATH``, and restarts by torchrun."""
+    """Says where a training starts: what mmseg's script lacks, and restarts by torchrun."""
+    if options.auto_scale_lr:
+        cfg.auto_scale_lr.enable = True
     if options.resume not in (None, 'auto'):
         cfg.resume, cfg.load_from = True, options.resume
-    elif os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0':
-        if newest_checkpoint(cfg.work_dir) is not None:
-            cfg.resume, cfg.load_from = True, None
+    if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0' and _saved_since_launch(cfg):
+        cfg.resume, cfg.load_from = True, None
+    if options.init_from is not None and cfg.get('load_from') and not cfg.get('resume'):
+        raise UserError(
+            f'--init-from {options.init_from}: load_from={cfg.load_from} would take its place; set '
+            'load_from=None'
+        )
+
+
+def _saved_since_launch(cfg: Config) -> bool:
+    """Whether the work folder has a checkpoint of this launch, not just of an earlier run."""
+    newest = newest_checkpoint(cfg.work_dir)
+    if newest is None or not os.path.isfile(newest):
+        return newest is not None
+    try:  # Linux tells when torchrun was started, in ticks since the machine was
+        with open(f'/proc/{os.getppid()}/stat') as file, open('/proc/stat') as machine:
+            ticks = int(file.read().rpartition(')')[2].split()[19])
+            boot = next(int(line.split()[1]) for line in machine if line.startswith('btime'))
+    except (OSError, StopIteration):
+        return True
+    return os.stat(newest).st_mtime >= boot + ticks / os.sysconf('SC_CLK_TCK') - 1
 
 
 def _load_script(library: str, tool: str) -> ModuleType:

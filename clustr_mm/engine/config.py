@@ -14,6 +14,12 @@ from mmengine.runner import Runner
 from clustr_mm.datasets.check import type_name
 from clustr_mm.engine.errors import UserError, dicts, near
 
+# Top-level names that take effect without being one of the Runner's arguments.
+_ALSO_READ = (
+    'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval',
+    'find_unused_parameters', 'model_wrapper_cfg', 'preprocess_cfg', 'runner_type', 'strategy',
+    'sync_bn', 'tta_model', 'tta_pipeline',
+)  # fmt: skip
 LIBRARIES = ('mmdet', 'mmseg', 'mmpose', 'mmpretrain')
 
 
@@ -94,12 +100,14 @@ def check_keys(cfg: Config, options: Mapping[str, Any]) -> None:
         UserError: If a key is close to one of the config's and not one, or a value takes the place
             of a dict.
     """
-    known = {*inspect.signature(Runner.__init__).parameters, *cfg}
+    known = {*inspect.signature(Runner.__init__).parameters, *_ALSO_READ, *cfg}
     for key, value in options.items():
         node: Any = cfg
         parts = key.split('.')
         for index, part in enumerate(parts):
             where = '.'.join(parts[:index]) or 'the config'
+            if parts[index - 1] == 'custom_keys' and index:  # any name of a parameter's may follow
+                break
             if isinstance(node, list | tuple):
                 if not part.isdigit() or int(part) >= len(node):
                     raise UserError(f'--cfg-options {key}: {where} is a list of {len(node)}')

@@ -150,8 +150,8 @@ def _explain_one(error: BaseException, cfg: Config | None) -> str | None:
             'batch normalisation needs more than one value a channel, and this batch is too small '
             'for it; set train_dataloader.batch_size to 2 or more'
         )
-    if isinstance(error, TypeError) and cfg is not None:
-        return _unknown_argument(text, cfg)
+    if isinstance(error, TypeError):
+        return _unknown_argument(text, cfg) if cfg is not None else None
     if isinstance(error, KeyError) and (match := _UNREGISTERED.search(text)):
         hint = near(match[1], MODELS.module_dict)
         return (

@@ -95,7 +95,7 @@ class NumericsGuardHook(Hook):
         if self.stop_after is not None and self._in_a_row >= self.stop_after:
             raise UserError(
                 f'{fault}; stopped after {self._in_a_row} such steps in a row: lower the learning '
-                'rate or clip gradients (default_hooks.numerics_guard.stop_after=None goes on)'
+                "rate or clip gradients (NumericsGuardHook's stop_after=None goes on)"
             )
         done = 'made a step, for its gradients are finite' if self._made else 'left out a step'
         # Of other processes than the first, mmengine shows errors only.

@@ -7,7 +7,7 @@ validation that the stop came before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -211,12 +211,14 @@ def _stateful(runner: Any) -> Iterator[str]:
     while waiting:
         dataset = waiting.pop()
         pipeline = getattr(dataset, 'pipeline', [])
-        for step in getattr(pipeline, 'transforms', pipeline):
+        steps = getattr(pipeline, 'transforms', pipeline)
+        for step in steps if isinstance(steps, Iterable) else ():
             if hasattr(step, 'results_cache'):  # mmdet's CachedMosaic and CachedMixUp
                 yield type(step).__name__
         waiting += getattr(dataset, 'datasets', [])
         waiting += [dataset.dataset] if hasattr(dataset, 'dataset') else []
     preprocessor = getattr(unwrapped(runner.model), 'data_preprocessor', None)
-    for augment in getattr(preprocessor, 'batch_augments', None) or ():
+    augments = getattr(preprocessor, 'batch_augments', None)
+    for augment in augments if isinstance(augments, Iterable) else [augments]:
         if hasattr(augment, '_input_size'):  # the size that BatchSyncRandomResize drew last
             yield type(augment).__name__

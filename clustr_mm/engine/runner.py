@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import load_state_dict
+from mmengine.runner.checkpoint import CheckpointLoader, load_state_dict
 from torch import Tensor, nn
 
 from clustr_mm.datasets.labels import label_report
@@ -106,7 +107,7 @@ class ToolRunner(Runner):
             self.logger.info(f'Auto resumed from the latest checkpoint: the run starts {where}.')
         super().load_or_resume()
         starts = [getattr(module, 'init_cfg', None) for module in self.model.modules()]
-        pretrained = any(isinstance(x, dict) and x.get('type') == 'Pretrained' for x in starts)
+        pretrained = any('Pretrained' in str(start) for start in starts)
         if not self._has_loaded and not pretrained:
             self.logger.warning(
                 'The model starts from random weights; --init-from CKPT starts the backbone from a '
@@ -155,7 +156,10 @@ class ToolRunner(Runner):
             CheckpointError: If the file is missing, is no checkpoint, or does not fit.
             UserError: If a run is to go on from a file that holds weights only.
         """
-        checkpoint = read_checkpoint(filename)
+        if re.match(r'(modelzoo|torchvision|open-?mmlab|mmcls|pavi)://', filename):
+            checkpoint = CheckpointLoader.load_checkpoint(filename, 'cpu')  # a name in a table
+        else:
+            checkpoint = read_checkpoint(filename)
         if self._resume:
             check_training_state(checkpoint, filename)
             # Old versions of mmengine kept a config there, and resuming runs it.

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from mmengine.dist import get_dist_info
 
-_SAMPLE, _STEP = 0, 1  # two streams, so that no sample has a step's chance
+_SAMPLE, _STEP, _BATCH = 0, 1, 2  # streams, so that no sample has a step's chance
 
 
 def seed_all(*key: int) -> None:
@@ -33,6 +34,19 @@ def seed_all(*key: int) -> None:
 def seed_step(seed: int, step: int) -> None:
     """Seeds a training step, counted from 0, of this process."""
     seed_all(_STEP, seed, step, get_dist_info()[0])
+
+
+@contextmanager
+def _chance_of(*key: int) -> Iterator[None]:
+    """Seeds as ``seed_all`` does, and puts the generators of the CPU back at the end."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed_all(*key)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 class Placed(NamedTuple):
@@ -66,7 +80,13 @@ class PlacedBatches:
         rank, processes = get_dist_info()
         first, self.first = self.first, 0
         self.passed = position = 0
-        for batch in self.batches:
+        batches = iter(self.batches)
+        while True:
+            # Some samplers draw by the process's own chance.
+            with _chance_of(_BATCH, self.seed, self.epoch, self.passed, rank):
+                batch = next(batches, None)
+            if batch is None:
+                return
             if self.passed >= first:
                 yield [
                     Placed(index, (_SAMPLE, self.seed, self.epoch, place * processes + rank))

@@ -12,6 +12,7 @@ import re
 import tarfile
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,7 +108,9 @@ def state_dict_of(
         if isinstance(content.get(key), Mapping):
             content = content[key]
             break
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = OrderedDict((k, value) for k, value in content.items() if isinstance(value, Tensor))
+    if hasattr(content, '_metadata'):  # the modules' versions, by which they know old checkpoints
+        tensors._metadata = content._metadata  # type: ignore[attr-defined]
     if not tensors or len(tensors) < len(content):
         raise CheckpointError(
             f'{source} holds no state dict (its keys: {_some(content)}); give a file with tensors '
@@ -146,34 +149,41 @@ def load_strictly(
             'then CONVERTED.safetensors in its place'
         )
     prefix = prefix.rstrip('.') + '.' if prefix else ''
-    given = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    given = _below(state_dict, prefix)
     if prefix and not given:
         raise CheckpointError(
             f'{source} has no key that begins with {prefix!r} (its keys: {_some(state_dict)}); '
             'convert published weights with tools/convert_checkpoint.py'
         )
-    unexpected = [key for key in given if key not in own]
     problems = {
-        'keys missing': [key for key in own if key not in given],
-        'shapes differ': [
-            f'{key} is {tuple(given[key].shape)}, not {tuple(value.shape)}'
-            for key, value in own.items()
-            if key in given and given[key].shape != value.shape
-        ],
         'tensors without values, on the meta device': _without_values(given),
         "of the model's tensors on the meta device, where to_empty() is to come first": (
             _without_values(own)
         ),
     }
-    if any(problems.values()):
-        problems['keys unexpected'] = unexpected
-        said = [f'{len(names)} {what}: {_some(names)}' for what, names in problems.items() if names]
-        raise CheckpointError(
-            f'{source} does not fit this {type(module).__name__} ({"; ".join(said)}); use the '
-            'variant that it was saved from'
-        )
-    module.load_state_dict({key: given[key] for key in own}, strict=True)
-    return unexpected
+    if not any(problems.values()):
+        before = {key: value.clone() for key, value in own.items()}
+        # Modules may convert what they know of old: they are asked, not compared.
+        try:
+            found = module.load_state_dict(given, strict=False)
+            if not found.missing_keys:
+                return found.unexpected_keys
+            problems['keys missing'] = found.missing_keys
+        except RuntimeError:
+            problems['keys missing'] = [key for key in own if key not in given]
+            problems['shapes differ'] = [
+                f'{key} is {tuple(given[key].shape)}, not {tuple(value.shape)}'
+                for key, value in own.items()
+                if key in given and given[key].shape != value.shape
+            ]
+        for key, value in own.items():
+            value.copy_(before[key])
+    problems['keys unexpected'] = [key for key in given if key not in own]
+    said = [f'{len(names)} {what}: {_some(names)}' for what, names in problems.items() if names]
+    raise CheckpointError(
+        f'{source} does not fit this {type(module).__name__} ({"; ".join(said)}); use the '
+        'variant that it was saved from'
+    )
 
 
 def load_pretrained(module: nn.Module, init_cfg: Mapping[str, Any], trust: bool = False) -> None:
@@ -389,10 +399,23 @@ def _own_unpickler() -> Iterator[None]:
 
 def _without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, without the wrappers' prefixes that all keys have."""
-    found = dict(state_dict)
+    found = _below(state_dict, '')
     for prefix in _WRAPPERS * 2:  # either may be inside the other
         if found and all(key.startswith(prefix) for key in found):
-            found = {key.removeprefix(prefix): value for key, value in found.items()}
+            found = _below(found, prefix)
+    return found
+
+
+def _below(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors, and the versions of modules, whose names begin with a prefix, without it."""
+    tensors = state_dict.items()
+    found = OrderedDict((k.removeprefix(prefix), v) for k, v in tensors if k.startswith(prefix))
+    if (versions := getattr(state_dict, '_metadata', None)) is not None:
+        found._metadata = {  # type: ignore[attr-defined]
+            f'{name}.'.removeprefix(prefix).rstrip('.'): version
+            for name, version in versions.items()
+            if f'{name}.'.startswith(prefix)
+        }
     return found
 
 

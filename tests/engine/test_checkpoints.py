@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,15 @@ def test_in_a_copied_folder_the_note_is_believed(trained):
     # A kill came between this one and its note.
     os.utime(trained / 'iter_6.pth', (999, 999))
     assert newest_checkpoint(str(trained)) == str(trained / 'iter_6.pth')
+
+
+def test_a_copied_folder_goes_on_from_its_own(trained, tmp_path_factory):
+    other = tmp_path_factory.mktemp('copy') / 'copied'
+    shutil.copytree(trained, other)
+    (other / 'last_checkpoint').write_text(str(trained / 'iter_5.pth'))  # the first one went on
+    for step in range(6, 13):
+        (other / f'iter_{step}.pth').unlink()
+    assert newest_checkpoint(str(other)) == str(other / 'iter_5.pth')
 
 
 def test_what_a_killed_run_was_writing_is_removed(tmp_path):

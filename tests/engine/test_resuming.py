@@ -1,13 +1,15 @@
 """A run that was stopped anywhere ends with the weights of one that was not."""
 
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from toy_run import VALIDATION, make_config, run
 
-from clustr_mm.engine import UserError
+from clustr_mm.engine import UserError, cli
 from clustr_mm.engine.runner import ToolRunner
 
 
@@ -143,6 +145,21 @@ def test_what_keeps_a_state_of_its_own_is_named(tmp_path):
     runner = ToolRunner.from_cfg(cfg)
     runner._train_loop = runner.build_train_loop(runner._train_loop)
     runner.train_loop.dataloader.dataset.pipeline = [cached]
+    runner.model.data_preprocessor.batch_augments = object()  # mmpretrain has one, others a list
     runner.train()
     log = Path(runner._log_dir, f'{runner.timestamp}.log').read_text()
     assert log.count('function keep what earlier batches left') == 1
+
+
+def test_a_restart_takes_no_earlier_runs_checkpoint(tmp_path, monkeypatch):
+    run(make_config(tmp_path, epochs=False))
+    cfg = make_config(tmp_path, epochs=False)
+    options = SimpleNamespace(resume=None, auto_scale_lr=False, init_from=None)
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+    for path in tmp_path.glob('*.pth'):
+        os.utime(path, (1, 1))  # before this process's launcher was
+    cli._settle_start(cfg, options)
+    assert not cfg.get('resume')
+    os.utime(tmp_path / 'iter_12.pth')
+    cli._settle_start(cfg, options)
+    assert cfg.resume

@@ -105,12 +105,12 @@ def test_a_run_goes_on_from_a_storage_that_mmengine_knows(tmp_path, monkeypatch)
         def get_local_path(self, filepath):
             yield str(tmp_path / 'a' / filepath.rpartition('/')[2])
 
-    monkeypatch.setitem(prefix_to_backends, 'bucket', Bucket)
+    monkeypatch.setitem(prefix_to_backends, 'pail', Bucket)
     make_runner(tmp_path / 'a').train()
-    runner = make_runner(tmp_path / 'b', load_from='bucket://runs/iter_1.pth', resume=True)
+    runner = make_runner(tmp_path / 'b', load_from='pail://runs/iter_1.pth', resume=True)
     runner.train()
     assert runner.iter == 2
-    assert 'Load checkpoint from bucket://runs/iter_1.pth' in log_of(runner)
+    assert 'Load checkpoint from pail://runs/iter_1.pth' in log_of(runner)
 
 
 def test_a_backbone_of_which_nothing_matched_is_one_warning(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import toy_run  # noqa: F401 - it registers
 from mmengine.runner import Runner
+from torch.utils.data import BatchSampler
 
 from clustr_mm.engine.samples import place_batches
 from clustr_mm.engine.seeding import seed_all
@@ -79,3 +80,22 @@ def test_a_seed_is_a_seed():
         return random.random(), np.random.rand(), torch.rand(()).item()
 
     assert draw(1, 2, 3) == draw(1, 2, 3) != draw(1, 2, 4)
+
+
+class DrawsByGlobalChance(BatchSampler):
+    """As mmdet's GroupMultiSourceSampler does."""
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            yield batch + [np.random.randint(6)]
+
+
+def test_batches_drawn_by_the_processs_chance_are_placed_too():
+    def batches(first):
+        made = loader()
+        made.batch_sampler.batches = DrawsByGlobalChance(made.sampler, 2, False)
+        made.batch_sampler.first = first
+        np.random.rand(first + 5)
+        return [[tuple(placed) for placed in batch] for batch in made.batch_sampler]
+
+    assert batches(0)[1:] == batches(1)

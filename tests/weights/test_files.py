@@ -401,3 +401,32 @@ def test_a_download_cut_short_is_fetched_again(tmp_path, server):
         read_checkpoint(f'{server}/x.pth')
     path.write_bytes(whole)
     assert equal(read_checkpoint(f'{server}/x.pth')['state_dict'], small_weights())
+
+
+class Versioned(nn.Module):
+    """Renames what its first version called otherwise, as heads of mmpose do."""
+
+    _version = 2
+
+    def __init__(self):
+        super().__init__()
+        self.new = nn.Parameter(torch.zeros(2))
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, *args):
+        if metadata.get('version') is None or metadata['version'] < 2:
+            state_dict[f'{prefix}new'] = -state_dict.pop(f'{prefix}old')
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
+
+
+@pytest.mark.parametrize('wrapper', ['', 'module.'])
+def test_modules_know_the_version_of_a_checkpoint(tmp_path, wrapper):
+    source = nn.Sequential(Versioned())
+    source[0].new.data.fill_(3)
+    saved = nn.ModuleDict(dict(module=source)) if wrapper else source
+    torch.save(dict(state_dict=saved.state_dict()), tmp_path / 'x.pth')
+    target = nn.Sequential(Versioned())
+    load_strictly(target, state_dict_of(read_checkpoint(tmp_path / 'x.pth')))
+    assert target[0].new.tolist() == [3, 3]
+    # And converts an old one, which names and shapes alone would refuse.
+    assert load_strictly(target, {'0.old': torch.ones(2)}) == []
+    assert target[0].new.tolist() == [-1, -1]
