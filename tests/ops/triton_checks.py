@@ -125,7 +125,6 @@ def test_labels_are_the_references_whatever_the_unit(precision, factor):
     assert_equal_to_reference(tokens(2, 70, 16) * factor, 5, precision)
 
 
-# With k = 2 each other's nearest neighbours tie, and rounding decides.
 @pytest.mark.parametrize('k', [1, 3, 4, 6, 9, 17, 33])
 def test_labels_are_the_references_for_every_k(k):
     assert_equal_to_reference(tokens(1, 80, 16, seed=k), k, 'fp16x3')
@@ -140,16 +139,26 @@ def test_large_maps_have_tiles_of_more_rows(precision, monkeypatch):
     assert_equal_to_reference(x, 5, precision)
 
 
+def test_of_two_neighbours_the_invariants_hold():
+    # With k = 2 each other's nearest neighbours have one density, and rounding decides who is
+    # denser; where nothing is rounded, test_equal_distances_resolve_alike has it.
+    x = tokens(1, 80, 16, seed=2)
+    for m in (1, 20, 79):
+        labels, order = backend.dpc_knn_triton(x, [m, 80], 2)
+        assert_invariants(operands(x, 'fp16x3'), labels, order, m, 1e-5)
+
+
 @pytest.mark.parametrize('precision', PRECISIONS)
+@pytest.mark.parametrize('k', [2, 5])
 @pytest.mark.parametrize('n', [50, 150])
-def test_equal_distances_resolve_alike(n, precision):
+def test_equal_distances_resolve_alike(n, k, precision):
     # Distinct points of a grid far from the origin: most distances are tied, none by rounding.
     side = int(n**0.5) + 1
     grid = torch.cartesian_prod(torch.arange(side), torch.arange(side)) + 1000.0
     x = grid[torch.randperm(len(grid), generator=torch.Generator().manual_seed(n))[:n]]
     x = x[None].to(DEVICE)
-    expected = dpc_knn_reference(x.double(), some_counts(n), 5)
-    found = backend.dpc_knn_triton(x, some_counts(n), 5, precision)
+    expected = dpc_knn_reference(x.double(), some_counts(n), k)
+    found = backend.dpc_knn_triton(x, some_counts(n), k, precision)
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
