@@ -55,11 +55,6 @@ class Demo:
     Attributes:
         inferencer: The library's, with its ``model``.
         read: Reads an image file as the config's test pipeline does; see :func:`image_loader`.
-
-    Raises:
-        UserError: If the config is of another task, the checkpoint names no classes, or the
-            detector has no such class.
-        CheckpointError: If the checkpoint does not fit the model.
     """
 
     def __init__(
@@ -107,11 +102,7 @@ class Demo:
         return visualizer.get_image()
 
     def draw_video(self, video: str, out_dir: str) -> None:
-        """Draws on a video's frames, as mmpose's inferencer does; no other library's knows videos.
-
-        Raises:
-            UserError: If the task is another, or no frame can be read.
-        """
+        """Draws on a video's frames as mmpose's inferencer does; no other library's knows any."""
         if not self.finding:
             raise UserError(f'{video} is a video, which only pose takes; give images')
         how = {**self.finding, **self.drawing, 'vis_out_dir': out_dir}
@@ -184,12 +175,7 @@ def add_demo_options(parser: argparse.ArgumentParser) -> None:
 
 
 def demo_from(options: argparse.Namespace) -> Demo:
-    """Loads the model that a demo's command line names, and keeps the libraries quiet.
-
-    Raises:
-        UserError: As for :class:`Demo`; or if a detector is asked for in another task than pose,
-            or half of one.
-    """
+    """Loads the model that a demo's command line names, and keeps the libraries quiet."""
     warnings.filterwarnings('ignore')
     MMLogger.get_current_instance().setLevel('ERROR')
     named = (options.det_config, options.det_checkpoint)
