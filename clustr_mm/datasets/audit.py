@@ -218,9 +218,20 @@ def _look(
 
     Gives the sample, how many pixels have each label, and what is wrong.
     """
-    sample = built.get_data_info(place)
-    path = sample['img_path']
-    counts, faults = _look_at_labels(built, local, built.get_data_info(place))
+    sample, labelled = built.get_data_info(place), built.get_data_info(place)
+    path, label_map = sample['img_path'], str(sample.get('seg_map_path'))
+    counts: np.ndarray | None = None
+    faults: list[str] = []
+    try:
+        labels = load_labels(built, labelled)
+        faults += loaded_faults(labelled)
+        if labels is not None and labels.ndim == 2:
+            counts = np.bincount(labels.ravel())
+            faults += _stored_faults(label_map) if local else []
+    except Exception as error:
+        steps = (step for step in loading_steps(built) if getattr(step, 'with_seg', False))
+        fault = file_fault(label_map, error, getattr(next(steps), 'backend_args', None))
+        faults.append(fault or f'{label_map} cannot be loaded ({first_line(error)})')
     if not decode:
         gone = local and not (os.path.isfile(path) and os.path.getsize(path))
         return sample, counts, faults + gone * [f'{path} is not there, or empty']
@@ -236,23 +247,6 @@ def _look(
     if local and (broken := file_fault(path, None)):
         faults.append(broken)  # what decoders let pass
     return sample, counts, faults
-
-
-def _look_at_labels(
-    built: BaseDataset, local: bool, sample: dict
-) -> tuple[np.ndarray | None, list[str]]:
-    """Load a sample's label map; say how many pixels have each label, and what is wrong."""
-    path = str(sample.get('seg_map_path'))
-    try:
-        labels = load_labels(built, sample)
-    except Exception as error:
-        steps = (step for step in loading_steps(built) if getattr(step, 'with_seg', False))
-        fault = file_fault(path, error, getattr(next(steps), 'backend_args', None))
-        return None, [fault or f'{path} cannot be loaded ({first_line(error)})']
-    faults = list(loaded_faults(sample))
-    if labels is None or labels.ndim != 2:
-        return None, faults
-    return np.bincount(labels.ravel()), faults + (_stored_faults(path) if local else [])
 
 
 def _stored_faults(path: str) -> list[str]:
