@@ -8,7 +8,6 @@ options beside them, the Runner that it builds (runner.py), and one line for a m
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib.util
 import os
 import signal
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import torch
 from mmengine.config import Config
 
 from clustr_mm.datasets.check import check_paths
@@ -34,7 +34,6 @@ from clustr_mm.engine.errors import UserError, explained
 from clustr_mm.engine.options import TRUST, CfgOptions, Parser, choose_device, reading_safely
 from clustr_mm.engine.runner import ToolRunner
 
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 # The union of the libraries' options, for reading a command line before its library is known, and
 # for --help. What an option means is the library's own affair.
 _FLAG = dict(action='store_true')
@@ -86,8 +85,6 @@ _OURS = {
     '--trust-checkpoint': TRUST,
     '--debug': dict(_FLAG, help='show the traceback of an error'),
 }
-# What version 0.1 had at the top of a config.
-_MOVED = dict(on_broken_file='BrokenFileHook', numerics_guard='NumericsGuardHook')
 _OURS_TRAIN = {
     '--init-from': dict(metavar='CKPT', help="start the backbone from this checkpoint's weights"),
 }
@@ -124,27 +121,20 @@ def _run(tool: str, arguments: Sequence[str] | None) -> Any:
 
     if options.debug:
         os.environ['CLUSTR_DEBUG'] = '1'
-    _end_with_launcher()
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
+        # Else, when torchrun is killed outright, this would train on, hold its GPU, and write into
+        # the work folder of the run that takes its place.
+        torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
     device = choose_device(options.device)
     cfg = load_config(options.config)
     library = library_of(cfg)
     theirs = _for_library(library, tool, options, theirs)
-    _apply(cfg, tool, options, device)
-    check_keys(cfg, options.cfg_options)
-    script = _Script(library, tool, cfg, options)
     with reading_safely(options.trust_checkpoint), explained(cfg):
+        _apply(cfg, tool, options, device)
+        check_keys(cfg, options.cfg_options)
+        script = _Script(library, tool, cfg, options)
         script.run(theirs)
     return script.runner
-
-
-def _end_with_launcher() -> None:
-    """Asks Linux to kill this process when the torchrun that started it is killed outright.
-
-    Else it would train on, hold its GPU, and write into the work folder of the run that takes its
-    place.
-    """
-    if 'TORCHELASTIC_RUN_ID' in os.environ and sys.platform.startswith('linux'):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _Script:
@@ -157,8 +147,7 @@ class _Script:
         self.options = options
         self.runner: Any = None
         self.module = _load_script(library, tool)
-        # The names by which this copy of the script reads its options and its config, and makes
-        # its runner.
+        # The names by which it reads its options and its config, and makes its runner.
         names: dict[str, Any] = vars(self.module)
         names['argparse'] = SimpleNamespace(**{**vars(argparse), 'ArgumentParser': self.parser})
         names['Config'] = SimpleNamespace(fromfile=lambda *_, **__: cfg)
@@ -184,12 +173,6 @@ class _Script:
 
     def build(self, cfg: Config, build: Any = None) -> Any:
         """Builds the runner of the config as the script has made it."""
-        for key, hook in _MOVED.items():
-            if key in cfg:
-                raise UserError(
-                    f'{key} is what the hook {hook} does now; name that in default_hooks or '
-                    'custom_hooks, as docs/train.md shows'
-                )
         if self.tool == 'train':
             if cfg.get('train_dataloader') is None or cfg.get('train_cfg') is None:
                 raise UserError(
@@ -253,11 +236,6 @@ def _apply(cfg: Config, tool: str, options: argparse.Namespace, device: str) -> 
     if options.amp and tool == 'train':
         use_amp(cfg, device)
     if tool == 'test':
-        if os.path.isdir(options.checkpoint):
-            raise UserError(
-                f"checkpoint {options.checkpoint} is a folder, as DeepSpeed's are; the "
-                'zero_to_fp32.py that DeepSpeed put beside it makes a file of it'
-            )
         if '://' not in options.checkpoint and not os.path.isfile(options.checkpoint):
             raise UserError(f'checkpoint {options.checkpoint} does not exist; check the path')
         return
@@ -298,11 +276,7 @@ def _saved_since_launch(cfg: Config) -> bool:
 
 
 def _load_script(library: str, tool: str) -> ModuleType:
-    """Loads a library's own script as a module of its own.
-
-    Raises:
-        UserError: If the library, or the script in it, is not installed.
-    """
+    """Loads a library's own script as a module of its own."""
     package = importlib.util.find_spec(library)
     if package is None or package.origin is None:
         raise UserError(f'the config is for {library}, which is not installed; install it')

@@ -33,11 +33,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
     """
 
     def run_epoch(self) -> None:
-        """Runs one epoch, or what a resumed run has left of it.
-
-        Raises:
-            UserError: If the batches have another size than those that were done.
-        """
+        """Runs one epoch, or what a resumed run has left of it, of batches of the same size."""
         done = self._batches_done()
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
@@ -190,10 +186,7 @@ class ResumeHook(Hook):
 
     @master_only
     def after_val_epoch(self, runner: Any, metrics: dict | None = None) -> None:
-        """Notes that this point of the run has been validated.
-
-        Not in the checkpoint, which is written before the validation.
-        """
+        """Notes this point of the run, and not in its checkpoint, which is written before."""
         if runner._train_loop is not None and not isinstance(runner._train_loop, dict):
             Path(runner.work_dir, _VALIDATED).write_text(str(_place(runner)[0]))
 

@@ -25,15 +25,11 @@ _DRAWS = 100  # of other samples, before a data set is given up
 
 
 class Samples:
-    """A data set's ``__getitems__``.
-
-    Attributes:
-        action: What a damaged file leads to: 'raise' or 'skip'; None leaves it to the library.
-    """
+    """A data set's ``__getitems__``."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        self.action: str | None = None
+        self.action: str | None = None  # at a damaged file; None leaves it to the library
 
     def __call__(self, indices: Sequence[Any]) -> list[Any]:
         """Loads the samples of a batch."""
@@ -62,11 +58,7 @@ class Samples:
 
 
 def samples_of(dataset: Any) -> Samples:
-    """Finds or makes the ``__getitems__`` of a data set's object.
-
-    Raises:
-        UserError: If it is no object that can have one, as a list is.
-    """
+    """Finds or makes the ``__getitems__`` of a data set's object, which a list cannot have."""
     if not hasattr(dataset, '__dict__'):
         raise UserError(
             f'a data set of type {type(dataset).__name__} cannot be looked after; wrap it in a '
@@ -81,8 +73,10 @@ def samples_of(dataset: Any) -> Samples:
 def place_batches(loader: DataLoader, seed: int) -> PlacedBatches:
     """Makes the samples of a loader depend on their place in the run alone.
 
-    Data set, sampler, batch sampler and pipeline stay the objects that they are. Gives what the
-    loader's ``batch_sampler`` is from now on.
+    Data set, sampler and pipeline stay the objects that they are.
+
+    Returns:
+        What the loader's ``batch_sampler`` is from now on.
     """
     samples_of(loader.dataset)
     samplers: list[Any] = [loader.sampler, getattr(loader.batch_sampler, 'sampler', None)]

@@ -61,20 +61,14 @@ class PlacedBatches:
 
     Positions count over all processes, as mmengine's samplers deal them out: a sample meets the
     same chance however many processes share the work.
-
-    Attributes:
-        seed: The run's.
-        epoch: From 0.
-        first: The batch that the next pass begins with; those before it are not loaded.
-        passed: The batches that the last pass went through, ``first`` among them.
     """
 
     def __init__(self, batches: Any, seed: int) -> None:
         self.batches = batches
         self.seed = seed
         self.epoch = 0
-        self.first = 0
-        self.passed = 0
+        self.first = 0  # that the next pass loads
+        self.passed = 0  # by the last pass, loaded or not
 
     def __iter__(self) -> Iterator[list[Placed]]:
         rank, processes = get_dist_info()
