@@ -35,7 +35,7 @@ _KEYS = {
 _ROW_KEYS = ('options', 'rate', 'init_from', 'note')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One training and its score.
 

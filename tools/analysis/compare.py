@@ -21,7 +21,7 @@ import argparse
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
 
@@ -57,7 +57,7 @@ def rows_of(study: Study, asked: Sequence[str] | None) -> list[str]:
 
 def do_all(trials: Trials, runs: Sequence[Run], jobs: int, table_only: bool) -> list[Record]:
     """Does the runs that have no record; the records of all that have one now."""
-    found = {run: trials.record_of(run) for run in _unique(runs)}
+    found = {run: trials.record_of(run) for run in runs}
     left = [run for run, record in found.items() if record is None]
     if left and not table_only:
         started = time.monotonic()
@@ -82,19 +82,16 @@ def do_all(trials: Trials, runs: Sequence[Run], jobs: int, table_only: bool) -> 
     return [record for record in found.values() if record is not None]
 
 
-def _unique(runs: Sequence[Run]) -> list[Run]:
-    return list({run.name: run for run in runs}.values())
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
     study = load_study(options.study)
     rows = rows_of(study, options.rows)
     trials = Trials(study, options.records, options.work_dir, options.data_root)
-    run: Callable[[Sequence[Run]], list[Record]] = lambda runs: do_all(
-        trials, runs, options.jobs, options.table
-    )
+
+    def run(runs: Sequence[Run]) -> list[Record]:
+        return do_all(trials, runs, options.jobs, options.table)
+
     searched = dict.fromkeys(of for row in rows if (of := study.rate_row(row)) is not None)
     tried = run([each for row in searched for each in study.search(row)])
     rates = {row: best_rate(study, tried, row) for row in rows}
