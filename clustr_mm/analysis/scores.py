@@ -48,7 +48,9 @@ def summary(study: Study, records: Sequence[Record]) -> list[dict[str, Any]]:
                 row=row,
                 score=statistics.fmean(scores),
                 deviation=statistics.stdev(scores) if len(scores) > 1 else None,
-                seeds=' '.join(f'{record.seed}:{s:.2f}' for record, s in zip(own, scores, strict=True)),
+                seeds=' '.join(
+                    f'{record.seed}:{s:.2f}' for record, s in zip(own, scores, strict=True)
+                ),
                 rate=own[0].rate,
                 parameters=own[0].parameters,
                 gmac=own[0].gmac,

@@ -1,4 +1,5 @@
-# Segmentation of CamVid from scratch: ClusTR beside its body with other attention, and a ResNet.
+# Segmentation of CamVid from scratch: ClusTR beside other backbones, and its body with another
+# attention.
 _base_ = './_backbones.py'
 config = 'configs/mmseg/semfpn_clustr_pvtb0_camvid.py'
 score = 'mIoU'
@@ -15,4 +16,7 @@ rows = dict(
             'model.neck.in_channels': [64, 128, 256, 512],
         }
     ),
+    mit_b0=dict(options={'model.backbone': _base_.mit_b0}),
+    blind=dict(options={'model.backbone': dict(_base_.blind, size=shape)}),
+    **_base_.ablation,
 )
