@@ -262,8 +262,8 @@ def test_a_tool_that_names_trust_checkpoint_takes_it(tool, trusted, tmp_path):
     [
         'check_data', 'convert_checkpoint', 'demo', 'demo_train', 'export', 'make_mini_data',
         'publish_checkpoint', 'web_demo', 'analysis/ablate',
-        'analysis/clusters', 'analysis/count_params', 'analysis/get_flops',
-        'examples/train_on_sequences',
+        'analysis/clusters', 'analysis/compare', 'analysis/count_params',
+        'analysis/draw_architecture', 'analysis/get_flops', 'examples/classify_sequences',
     ],
 )  # fmt: skip
 def test_a_mistyped_option_of_any_tool_is_one_line(tool, capsys):
