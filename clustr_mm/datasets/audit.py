@@ -30,8 +30,8 @@ from clustr_mm.datasets.check import (
     Part,
     check_part,
     check_paths,
+    each_dict,
     each_part,
-    each_step,
     remote,
     type_name,
 )
@@ -107,7 +107,7 @@ def _part_lines(
         yield f'fault: {_source(part)} ({part.place}): {NO_SAMPLE}'
     sizes: dict[str, tuple[int, int]] = {}
     yield from _annotation_faults(built, metrics if split != 'train' else (), sizes)
-    backed = remote(_source(part), part.cfg, *each_step(part.pipeline))
+    backed = remote(_source(part), part.cfg, *each_dict(part.pipeline))
     with ThreadPoolExecutor(_WORKERS) as pool:
         looked = pool.map(partial(_look, built, decode, not backed, sizes), first.values())
         quiet = not sys.stdout.isatty()
@@ -170,7 +170,7 @@ def _annotation_faults(
     if isinstance(content, dict) and {'annotations', 'images', 'categories'} <= content.keys():
         masks = [step for step in loading_steps(built) if getattr(step, 'with_mask', False)]
         # mmdet's metric reads it, and asks for it once the test is done.
-        kinds = {type_name(each['type']) for each in each_step(metrics) if 'type' in each}
+        kinds = {type_name(each['type']) for each in each_dict(metrics) if 'type' in each}
         crowds = 'CocoMetric' in kinds and type(built).__module__.startswith('mmdet.')
         for is_fault, line in coco_faults(content, built, crowds, bool(masks)):
             yield f'{"fault" if is_fault else "warning"}: {path}: {line}'
@@ -199,8 +199,8 @@ def _class_faults(
 
 def _head_faults(model: Any, classes: Sequence[str] | None) -> Iterator[str]:
     """Yield the heads of a model that are made for another number of classes than the data has."""
-    nodes = list(each_step(model))
-    rpns = (each_step(node[key]) for node in nodes for key in node if 'rpn' in str(key))
+    nodes = list(each_dict(model))
+    rpns = (each_dict(node[key]) for node in nodes for key in node if 'rpn' in str(key))
     of_rpns = {id(each) for below in rpns for each in below}  # which tell objects from none
     for node in nodes if classes is not None else ():
         found = node.get('num_classes')
@@ -218,9 +218,20 @@ def _look(
 
     Gives the sample, how many pixels have each label, and what is wrong.
     """
-    sample = built.get_data_info(place)
-    path = sample['img_path']
-    counts, faults = _look_at_labels(built, local, built.get_data_info(place))
+    sample, labelled = built.get_data_info(place), built.get_data_info(place)
+    path, label_map = sample['img_path'], str(sample.get('seg_map_path'))
+    counts: np.ndarray | None = None
+    faults: list[str] = []
+    try:
+        labels = load_labels(built, labelled)
+        faults += loaded_faults(labelled)
+        if labels is not None and labels.ndim == 2:
+            counts = np.bincount(labels.ravel())
+            faults += _stored_faults(label_map) if local else []
+    except Exception as error:
+        steps = (step for step in loading_steps(built) if getattr(step, 'with_seg', False))
+        fault = file_fault(label_map, error, getattr(next(steps), 'backend_args', None))
+        faults.append(fault or f'{label_map} cannot be loaded ({first_line(error)})')
     if not decode:
         gone = local and not (os.path.isfile(path) and os.path.getsize(path))
         return sample, counts, faults + gone * [f'{path} is not there, or empty']
@@ -236,23 +247,6 @@ def _look(
     if local and (broken := file_fault(path, None)):
         faults.append(broken)  # what decoders let pass
     return sample, counts, faults
-
-
-def _look_at_labels(
-    built: BaseDataset, local: bool, sample: dict
-) -> tuple[np.ndarray | None, list[str]]:
-    """Load a sample's label map; say how many pixels have each label, and what is wrong."""
-    path = str(sample.get('seg_map_path'))
-    try:
-        labels = load_labels(built, sample)
-    except Exception as error:
-        steps = (step for step in loading_steps(built) if getattr(step, 'with_seg', False))
-        fault = file_fault(path, error, getattr(next(steps), 'backend_args', None))
-        return None, [fault or f'{path} cannot be loaded ({first_line(error)})']
-    faults = list(loaded_faults(sample))
-    if labels is None or labels.ndim != 2:
-        return None, faults
-    return np.bincount(labels.ravel()), faults + (_stored_faults(path) if local else [])
 
 
 def _stored_faults(path: str) -> list[str]:

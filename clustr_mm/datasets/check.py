@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS
 
 NO_SAMPLE = 'no sample is left: are classes, filter_cfg and img_suffix those of the files?'
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-_LIBRARIES = ('mmdet', 'mmseg', 'mmpose', 'mmpretrain', 'mmengine')
+LIBRARIES = ('mmdet', 'mmseg', 'mmpose', 'mmpretrain')
 # These fetch what is missing.
 _DOWNLOADED = ('CIFAR10', 'CIFAR100', 'FashionMNIST', 'MNIST', 'OneDLDataset')
 
@@ -64,7 +64,7 @@ def check_part(part: Part, scope: str | None) -> None:
     kind = type_name(dataset.get('type', ''))
     library = _library(dataset.get('type', ''), scope)
     root, ann_file = dataset.get('data_root') or '', dataset.get('ann_file')
-    if library not in _LIBRARIES or kind in _DOWNLOADED or remote(root, dataset):
+    if library not in (*LIBRARIES, 'mmengine') or kind in _DOWNLOADED or remote(root, dataset):
         return
     ann_file = ann_file if isinstance(ann_file, str) else ''
     folders = _read_folders(part, library)
@@ -85,7 +85,7 @@ def check_part(part: Part, scope: str | None) -> None:
     if ann_file:
         expect('annotation file', os.path.join(root, ann_file))
     for folder in filter(None, folders):
-        expect('data folder', os.path.join(root, folder), *each_step(part.pipeline))
+        expect('data folder', os.path.join(root, folder), *each_dict(part.pipeline))
     boxes = dataset.get('bbox_file')
     if isinstance(boxes, str) and not remote(boxes, dataset) and not _exists(boxes):
         raise DataNotFoundError(
@@ -128,7 +128,7 @@ def _library(kind: str | type, scope: str | None) -> str | None:
 
 def _read_folders(part: Part, library: str) -> list[str]:
     """The folders below a data set's root that its pipeline reads, images first."""
-    steps = [(type_name(s['type']), s) for s in each_step(part.pipeline) if s.get('type')]
+    steps = [(type_name(s['type']), s) for s in each_dict(part.pipeline) if s.get('type')]
     prefixes = part.cfg.get('data_prefix') or {}
     if not isinstance(prefixes, Mapping):  # mmpretrain allows a plain string
         prefixes = {'img_path': prefixes}
@@ -146,14 +146,14 @@ def _read_folders(part: Part, library: str) -> list[str]:
     return [prefixes[key] for key in keys if isinstance(prefixes.get(key), str)]
 
 
-def each_step(node: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the transforms of a pipeline, and those inside them."""
+def each_dict(node: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield every dict of a part of a config, outer ones first."""
     if isinstance(node, Mapping):
         yield node
         node = list(node.values())
     if isinstance(node, list | tuple):
         for each in node:
-            yield from each_step(each)
+            yield from each_dict(each)
 
 
 def remote(path: str, *readers: Mapping[str, Any]) -> bool:

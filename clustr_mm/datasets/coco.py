@@ -57,9 +57,6 @@ def coco_faults(
             reaching += x + width > size[1] + 1 or y + height > size[0] + 1
             if min(x + width, size[1]) <= max(x, 0) or min(y + height, size[0]) <= max(y, 0):
                 passed_over['a box without area inside the image'] += 1
-        polygons = annotation.get('segmentation')
-        if masks and isinstance(polygons, list) and not any(len(each) > 5 for each in polygons):
-            passed_over['no polygon of three points'] += 1
     total = len(content['annotations'])
     for reason, count in (+passed_over).items():
         yield False, f'{count:,} of {total:,} annotations have {reason} and are passed over'

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -94,7 +94,7 @@ def train(arguments: Sequence[str] | None = None) -> Any:
     """Trains what train.py's arguments say; None takes those of the process.
 
     Returns:
-        Runner: The runner, its training done.
+        Runner: Its training done.
 
     Raises:
         UserError: If the user can mend what went wrong.
@@ -103,13 +103,10 @@ def train(arguments: Sequence[str] | None = None) -> Any:
 
 
 def test(arguments: Sequence[str] | None = None) -> dict[str, float] | None:
-    """Tests what test.py's arguments say; None takes those of the process.
+    """Tests what test.py's arguments say, as ``train`` does.
 
     Returns:
         dict: The metrics by name; None where the config names a runner of its own.
-
-    Raises:
-        UserError: If the user can mend what went wrong.
     """
     return getattr(_run('test', arguments), 'metrics', None)
 
@@ -132,58 +129,46 @@ def _run(tool: str, arguments: Sequence[str] | None) -> Any:
     with reading_safely(options.trust_checkpoint), explained(cfg):
         _apply(cfg, tool, options, device)
         check_keys(cfg, options.cfg_options)
-        script = _Script(library, tool, cfg, options)
-        script.run(theirs)
-    return script.runner
+        return _run_script(library, tool, cfg, options, theirs)
 
 
-class _Script:
-    """A library's train.py or test.py, which reads our config and builds our Runner."""
+def _run_script(
+    library: str, tool: str, cfg: Config, options: argparse.Namespace, arguments: Sequence[str]
+) -> Any:
+    """Runs a library's train.py or test.py, which reads our config and builds our Runner."""
+    name, script = f"{library}'s {tool}.py", _load_script(library, tool)
+    built: list[Any] = []
 
-    def __init__(self, library: str, tool: str, cfg: Config, options: argparse.Namespace) -> None:
-        self.name = f"{library}'s {tool}.py"
-        self.tool = tool
-        self.cfg = cfg
-        self.options = options
-        self.runner: Any = None
-        self.module = _load_script(library, tool)
-        # The names by which it reads its options and its config, and makes its runner.
-        names: dict[str, Any] = vars(self.module)
-        names['argparse'] = SimpleNamespace(**{**vars(argparse), 'ArgumentParser': self.parser})
-        names['Config'] = SimpleNamespace(fromfile=lambda *_, **__: cfg)
-        names['Runner'] = SimpleNamespace(from_cfg=self.build)
-        if 'RUNNERS' in names:
-            registry = names['RUNNERS']
-            names['RUNNERS'] = SimpleNamespace(build=lambda c: self.build(c, registry.build))
-
-    def run(self, arguments: Sequence[str]) -> None:
-        """Runs the script's ``main`` with a command line."""
-        own, sys.argv = sys.argv, [self.name, *arguments]
-        try:
-            self.module.main()
-        except KeyboardInterrupt:
-            hint = '--resume goes on from the newest checkpoint' if self.tool == 'train' else ''
-            raise KeyboardInterrupt(hint) from None
-        finally:
-            sys.argv = own
-
-    def parser(self, **_: Any) -> Parser:
-        """Makes the parser to which the script adds its options."""
-        return Parser(prog=self.name)
-
-    def build(self, cfg: Config, build: Any = None) -> Any:
-        """Builds the runner of the config as the script has made it."""
-        if self.tool == 'train':
+    def build(cfg: Config, make: Callable[[Config], Any] = ToolRunner.from_cfg) -> Any:
+        if tool == 'train':
             if cfg.get('train_dataloader') is None or cfg.get('train_cfg') is None:
                 raise UserError(
                     f'config {cfg.filename} has no train_dataloader or train_cfg to train with'
                 )
-            _settle_start(cfg, self.options)
+            _settle_start(cfg, options)
         if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
-            splits = ('train', 'val') if self.tool == 'train' else ('test',)
+            splits = ('train', 'val') if tool == 'train' else ('test',)
             check_paths(cfg, [f'{split}_dataloader' for split in splits])
-        self.runner = (build or ToolRunner.from_cfg)(cfg)
-        return self.runner
+        built.append(make(cfg))
+        return built[0]
+
+    # The names by which it reads its options and its config, and makes its runner.
+    names: dict[str, Any] = vars(script)
+    reader = dict(vars(argparse), ArgumentParser=lambda **_: Parser(prog=name))
+    names['argparse'] = SimpleNamespace(**reader)
+    names['Config'] = SimpleNamespace(fromfile=lambda *_, **__: cfg)
+    names['Runner'] = SimpleNamespace(from_cfg=build)
+    if (registry := names.get('RUNNERS')) is not None:
+        names['RUNNERS'] = SimpleNamespace(build=lambda cfg: build(cfg, registry.build))
+    own, sys.argv = sys.argv, [name, *arguments]
+    try:
+        script.main()
+    except KeyboardInterrupt:
+        hint = '--resume goes on from the newest checkpoint' if tool == 'train' else ''
+        raise KeyboardInterrupt(hint) from None
+    finally:
+        sys.argv = own
+    return built[0]
 
 
 def _read(tool: str, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -12,8 +12,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
-from clustr_mm.datasets.check import type_name
-from clustr_mm.engine.errors import UserError, dicts, near
+from clustr_mm.datasets.check import LIBRARIES, each_dict, type_name
+from clustr_mm.engine.errors import UserError, near
 from clustr_mm.weights.files import load_pretrained
 
 # Top-level names that take effect without being one of the Runner's arguments.
@@ -22,7 +22,6 @@ _ALSO_READ = (
     'find_unused_parameters', 'model_wrapper_cfg', 'preprocess_cfg', 'runner_type', 'strategy',
     'sync_bn', 'tta_model', 'tta_pipeline',
 )  # fmt: skip
-LIBRARIES = ('mmdet', 'mmseg', 'mmpose', 'mmpretrain')
 
 
 def load_config(path: str) -> Config:
@@ -62,7 +61,7 @@ def set_data_root(cfg: Config, root: str) -> None:
     A data set's own paths are joined with its ``data_root``; an evaluator's ``ann_file`` and a
     ``bbox_file`` are whole paths and begin with it. Both kinds follow.
     """
-    places = [node for node in dicts(cfg) if isinstance(node.get('data_root'), str)]
+    places = [node for node in each_dict(cfg._cfg_dict) if isinstance(node.get('data_root'), str)]
     old_roots = {os.path.normpath(node['data_root']) for node in places if node['data_root']}
     if not places:
         raise UserError(f'--data-root {root}: config {cfg.filename} has no data_root to replace')
@@ -74,7 +73,7 @@ def set_data_root(cfg: Config, root: str) -> None:
     for name in [name for name in cfg if name.endswith(('_dataloader', '_evaluator'))]:
         for old in old_roots:
             cfg[name] = _replace_prefix(cfg[name], old, root)
-    for node in dicts(cfg):
+    for node in each_dict(cfg._cfg_dict):
         if isinstance(node.get('data_root'), str):
             node['data_root'] = root
 

@@ -20,7 +20,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 
-from clustr_mm.datasets.check import NO_SAMPLE
+from clustr_mm.datasets.check import NO_SAMPLE, each_dict
 
 _PACKAGE = __name__.split('.')[0]
 _PACKAGE_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -159,7 +159,7 @@ def _unknown_argument(text: str, cfg: Config) -> str | None:
     if match is None:
         return None
     owner, key = match[1].removesuffix('.__init__').split('.')[-1], match[2]
-    holders = [node for node in dicts(cfg) if key in node]
+    holders = [node for node in each_dict(cfg._cfg_dict) if key in node]
     if not holders:
         return None
     known = [name for node in holders for name in node if name != key]
@@ -173,19 +173,6 @@ def _unknown_argument(text: str, cfg: Config) -> str | None:
         if '__init__' in vars(base):
             known += inspect.signature(base).parameters
     return f'{owner} has no option {key!r}{near(key, known)}'
-
-
-def dicts(node: object) -> Iterator[dict]:
-    """Yields every dict of a config or a part of one, outer ones first."""
-    if isinstance(node, Config):
-        node = node._cfg_dict
-    if isinstance(node, dict):
-        yield node
-        for value in node.values():
-            yield from dicts(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from dicts(value)
 
 
 def _log_to_file(error: BaseException) -> None:

@@ -23,16 +23,10 @@ from clustr_mm.weights.files import load_strictly, read_checkpoint, state_dict_o
 
 # The library of every task, its inferencer, and the visualizer where a config names none.
 TASKS = {
-    'classification': 'mmpretrain',
-    'detection': 'mmdet',
-    'pose': 'mmpose',
-    'segmentation': 'mmseg',
-}
-_PARTS = {
-    'mmdet': ('DetInferencer', 'DetLocalVisualizer'),
-    'mmpose': ('Pose2DInferencer', 'PoseLocalVisualizer'),
-    'mmpretrain': ('ImageClassificationInferencer', 'UniversalVisualizer'),
-    'mmseg': ('MMSegInferencer', 'SegLocalVisualizer'),
+    'classification': ('mmpretrain', 'ImageClassificationInferencer', 'UniversalVisualizer'),
+    'detection': ('mmdet', 'DetInferencer', 'DetLocalVisualizer'),
+    'pose': ('mmpose', 'Pose2DInferencer', 'PoseLocalVisualizer'),
+    'segmentation': ('mmseg', 'MMSegInferencer', 'SegLocalVisualizer'),
 }
 
 _logger = logging.getLogger(__name__)
@@ -68,7 +62,7 @@ class Demo:
         trust: bool = False,
     ) -> None:
         cfg = _config_for(task, config)
-        self.inferencer = _inferencer(cfg, checkpoint, device, trust)
+        self.inferencer = _inferencer(task, cfg, checkpoint, device, trust)
         self.model = self.inferencer.model
         self.read = image_loader(cfg)
         self.finding = dict(bbox_thr=score) if task == 'pose' else {}
@@ -78,7 +72,8 @@ class Demo:
         self.drawing: dict[str, Any] = drawing.get(task, {})
         if detector is not None:
             path, weights, person = detector
-            found = _inferencer(_config_for('detection', path), weights, device, trust)
+            cfg = _config_for('detection', path)
+            found = _inferencer('detection', cfg, weights, device, trust)
             last = len(found.model.dataset_meta['classes']) - 1
             if not 0 <= person <= last:
                 raise UserError(f'the detector has classes 0 to {last}, and no {person}')
@@ -114,8 +109,8 @@ def _config_for(task: str, path: str) -> Config:
     """Reads a config, with what the inferencers look for in the form that they know."""
     cfg = load_config(path)
     cfg.default_scope = library = library_of(cfg)
-    if library != TASKS[task]:
-        of = next(name for name, each in TASKS.items() if each == library)
+    if library != TASKS[task][0]:
+        of = next(name for name, each in TASKS.items() if each[0] == library)
         raise UserError(f'config {path} is for {of}, not for {task}; give another config or task')
     cfg.test_dataloader = cfg.get('test_dataloader') or cfg.get('val_dataloader')
     if cfg.test_dataloader is None:
@@ -128,11 +123,11 @@ def _config_for(task: str, path: str) -> Config:
     # They look for the first two at the top, and build backends that would have nowhere to write.
     cfg.setdefault('dataset_type', type_name(dataset['type']))
     cfg.setdefault('data_mode', dataset.get('data_mode', 'topdown'))
-    cfg.setdefault('visualizer', dict(type=_PARTS[library][1])).pop('vis_backends', None)
+    cfg.setdefault('visualizer', dict(type=TASKS[task][2])).pop('vis_backends', None)
     return cfg
 
 
-def _inferencer(cfg: Config, checkpoint: str, device: str, trust: bool) -> Any:
+def _inferencer(task: str, cfg: Config, checkpoint: str, device: str, trust: bool) -> Any:
     """The library's inferencer with a model whose weights are all from the checkpoint."""
     content = read_checkpoint(checkpoint, trust=trust)
     meta = (content.get('meta') or {}).get('dataset_meta')
@@ -140,8 +135,8 @@ def _inferencer(cfg: Config, checkpoint: str, device: str, trust: bool) -> Any:
         raise UserError(
             f'checkpoint {checkpoint} does not name its classes; give one that training wrote'
         )
-    library = cfg.default_scope
-    build = getattr(importlib.import_module(f'{library}.apis'), _PARTS[library][0])
+    library, name, _ = TASKS[task]
+    build = getattr(importlib.import_module(f'{library}.apis'), name)
     how = dict(det_model='whole_image') if library == 'mmpose' else {}
     with reading_safely(trust), in_library(library):
         inferencer = build(cfg, checkpoint, device=device, **how)

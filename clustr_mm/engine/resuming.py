@@ -1,7 +1,7 @@
 """A run that was stopped goes on as if it had not been.
 
 mmengine brings back weights, optimizer, schedule, scaler and history. Here is the rest: chance
-(seeding.py), the place in the middle of an epoch, gradients that wait for their step, and a
+(samples.py), the place in the middle of an epoch, gradients that wait for their step, and a
 validation that the stop came before.
 """
 
@@ -17,8 +17,7 @@ from mmengine.registry import HOOKS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from clustr_mm.engine.errors import UserError
-from clustr_mm.engine.samples import place_batches
-from clustr_mm.engine.seeding import seed_step
+from clustr_mm.engine.samples import place_batches, seed_step
 from clustr_mm.engine.unwrapping import unwrapped
 
 _DONE = 'epoch_batches_done'  # of how many, in the message hub, which every checkpoint holds

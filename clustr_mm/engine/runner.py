@@ -119,11 +119,6 @@ class ToolRunner(Runner):
                 f'{filename} was saved with another optimizer or schedule ({reason}); go on with '
                 'the config that it was saved with, or start anew with --init-from'
             ) from error
-        if not any(type(hook).__name__ == 'ResumeHook' for hook in self.hooks):
-            self.logger.info(
-                'Resumed as mmengine does: order and augmentation of the data are not those of a '
-                'run that was never stopped (our loops and ResumeHook make them so).'
-            )
 
     def load_checkpoint(
         self, filename: str, map_location: Any = 'cpu', strict: bool = False, revise_keys: Any = ()

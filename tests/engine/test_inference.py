@@ -17,7 +17,7 @@ from clustr_mm.engine.inference import TASKS, Demo
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {
     task: str(next((ROOT / 'configs' / library).glob('*_mini.py')))
-    for task, library in TASKS.items()
+    for task, (library, _, _) in TASKS.items()
 }
 TOOL = runpy.run_path(str(ROOT / 'tools' / 'demo.py'))
 
@@ -28,7 +28,7 @@ def checkpoints(tmp_path_factory):
     folder, made = tmp_path_factory.mktemp('checkpoints'), {}
 
     def make(task: str) -> str:
-        pytest.importorskip(TASKS[task])
+        pytest.importorskip(TASKS[task][0])
         if task not in made:
             made[task] = str(folder / f'{task}.pth')
             write_checkpoint(CONFIGS[task], made[task])

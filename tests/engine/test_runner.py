@@ -126,7 +126,7 @@ def test_a_users_own_reader_of_a_scheme_comes_first_and_runs_no_files_code(tmp_p
         path = tmp_path / filename.rpartition('/')[2]
         return torch.load(path, map_location, weights_only=False)
 
-    before = CheckpointLoader._schemes
+    before = dict(CheckpointLoader._schemes)
     torch.save(dict(state_dict=Line().state_dict()), tmp_path / 'plain.pth')
     torch.save(dict(state_dict=Line().state_dict(), more=Fraction(1, 2)), tmp_path / 'more.pth')
     runner = make_runner(tmp_path / 'a', load_from='s3://bucket/plain.pth')
