@@ -282,7 +282,7 @@ def test_an_arch_that_is_no_dict_is_one_line(capsys):
 
 @pytest.mark.long
 def test_several_processes_train_and_test_without_a_gpu(data, tmp_path):
-    torchrun = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29533']
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
     options = ['--launcher', 'pytorch', '--data-root', data, '--work-dir', tmp_path]
     sync = ['model.decode_head.norm_cfg.type=SyncBN']
     result = run(*torchrun, ROOT / 'tools/train.py', CONFIG, *options, *SMALL, *sync, cwd=tmp_path)
