@@ -139,7 +139,7 @@ def test_the_lock_is_complete_and_agrees_with_itself() -> None:
         if installed.version.split('+')[0] != version:
             continue  # An environment of the reader's own: its metadata is of another version.
         checked += 1
-        extras = ['', 'mm', 'export', 'web', 'test', 'dev'] if name == 'clustr-mm' else ['']
+        extras = ['', 'mm', 'export', 'timm', 'web', 'test', 'dev'] if name == 'clustr-mm' else ['']
         for line in installed.requires or []:
             need = Requirement(line)
             needed = need.marker is None or any(need.marker.evaluate({'extra': e}) for e in extras)
