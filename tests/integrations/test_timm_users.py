@@ -44,7 +44,8 @@ def test_segmentation_models_pytorch_trains(kind):
     before = [value.clone() for value in model.encoder.parameters()]
     seen = losses(model)
     assert seen[-1] < 0.8 * seen[0]
-    assert all(not torch.equal(a, b) for a, b in zip(before, model.encoder.parameters()))
+    after = model.encoder.parameters()
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_segmentation_models_pytorch_starts_from_weights(tmp_path):
