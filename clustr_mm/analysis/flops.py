@@ -131,7 +131,7 @@ def count_macs(model: Any, height: int, width: int) -> dict[str, Counter[str]]:
         part.register_forward_pre_hook(begin)
         part.register_forward_hook(end_part(name))
     with torch.no_grad(), counter:
-        _run_layers(model, torch.zeros(1, 3, height, width, device=device))
+        run_layers(model, torch.zeros(1, 3, height, width, device=device))
     heads = now()
     for found in parts.values():
         heads -= found
@@ -171,8 +171,13 @@ def _draw_parameters(model: Any) -> None:
                 setattr(module, name, nn.Parameter(torch.randn(parameter.shape) / 50))
 
 
-def _run_layers(model: Any, images: Tensor) -> None:
-    """All of a model's layers: no targets, no losses, no suppression, which depend on values."""
+def run_layers(model: Any, images: Tensor) -> None:
+    """Runs all of a model's layers once: no targets, losses or suppression, which need values.
+
+    Args:
+        model: A backbone, or a model of mmdet, mmseg, mmpose or mmpretrain.
+        images: (B, 3, height, width).
+    """
     if not hasattr(model, 'backbone'):
         model(images)
         return
