@@ -3,6 +3,26 @@
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
+# Leaves of others' heads, for the bodies 's' and 'pvtb2'.
+HEADS = (
+    'mmdet/retinanet_clustr_{}_coco_1x',
+    'mmdet/cascade_mask_rcnn_clustr_{}_coco_3x',
+    'mmdet/rtmdet_ins_clustr_{}_coco_300e',
+    'mmdet/dino_clustr_{}_coco_12e',
+    'mmdet/mask2former_clustr_{}_coco_50e',
+    'mmdet/mask2former_clustr_{}_coco_panoptic_50e',
+    'mmdet/panoptic_fpn_clustr_{}_coco_1x',
+    'mmseg/segformer_clustr_{}_ade20k',
+    'mmseg/mask2former_clustr_{}_ade20k',
+    'mmseg/upernet_clustr_{}_cityscapes',
+    'mmpose/topdown_clustr_{}_coco_256x192',
+    'mmpose/rtmpose_clustr_{}_coco_256x192',
+    'mmpose/rtmpose_clustr_{}_wholebody_256x192',
+    'mmpose/vitpose_clustr_{}_coco_256x192',
+    'mmpretrain/clustr_{}_imagenet_384',
+    'mmpretrain/clustr_{}_layer_decay_imagenet',
+)
+
 
 def assert_decay_spares(cfg, model, norms=True, biases=False):
     """Builds the config's optimizer: it decays all parameters but those of norms, or all biases."""

@@ -38,7 +38,7 @@ def test_a_line_a_fault_and_status_1(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     count, lone = (line for line in done.stdout.splitlines() if line.startswith('fault: '))
-    assert 'num_classes is 10' in count and '9 classes' in count
+    assert 'num_classes of LinearClsHead is 10' in count and '9 classes' in count
     assert f'different classes ({folder.name} in one only)' in lone
     assert done.stderr.splitlines()[-1].startswith('error: 2 faults in the data')
     assert 'Traceback' not in done.stderr

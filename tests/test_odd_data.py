@@ -18,7 +18,7 @@ from encoding import encode
 from PIL import Image
 
 from clustr_mm.datasets.mini import MiniData, build
-from clustr_mm.datasets.mini.layouts import rle
+from clustr_mm.datasets.mini.mini import rle
 from clustr_mm.engine import UserError, train
 from clustr_mm.engine import test as evaluate  # a name that pytest does not collect
 

@@ -12,7 +12,7 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.config import check_keys, load_config, set_data_root
@@ -35,30 +35,21 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(argv)
-    from rich.progress import MofNCompleteColumn, Progress
-
     from clustr_mm.datasets.audit import audit
 
     warnings.simplefilter('ignore')  # of the libraries' arguments, and not of the data
-    logging.getLogger('PIL').setLevel(
-        logging.CRITICAL
-    )  # of formats that only a config's step reads
+    # Pillow's, of formats that only a config's step reads.
+    logging.getLogger('PIL').setLevel(logging.CRITICAL)
     cfg = load_config(options.config)
     if options.data_root is not None:
         set_data_root(cfg, options.data_root)
     check_keys(cfg, options.cfg_options)
     cfg.merge_from_dict(options.cfg_options)
     faults = 0
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())  # with the time left
-    with Progress(*columns, disable=not sys.stdout.isatty(), transient=True) as progress:
-
-        def track(steps: Iterable, total: int, what: str) -> Iterable:
-            return progress.track(steps, total, description=what)
-
-        for line in audit(cfg, options.decode, track):
-            faults += line.startswith('fault: ')
-            if faults <= SHOWN or not line.startswith('fault: '):
-                print(line, flush=True)
+    for line in audit(cfg, options.decode):
+        faults += line.startswith('fault: ')
+        if faults <= SHOWN or not line.startswith('fault: '):
+            print(line, flush=True)
     if faults:
         hidden = f' ({SHOWN} shown)' if faults > SHOWN else ''
         raise UserError(

@@ -6,26 +6,41 @@ The folder is complete or not there; the same request a second time returns at o
 """
 
 import argparse
+import os
+import runpy
 import sys
 from collections.abc import Sequence
 
-from clustr_mm.engine.errors import run_tool
-from clustr_mm.engine.options import Parser
+# By its file, not as part of clustr_mm, whose import takes the seconds that torch takes: what is
+# wrong with a request is told before.
+_SPEC = os.path.join(
+    os.path.dirname(os.path.abspath(__file__)), '../clustr_mm/datasets/mini/spec.py'
+)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    from clustr_mm.datasets.mini import LAYOUTS
+    spec = runpy.run_path(_SPEC, run_name='clustr_mm.datasets.mini.spec')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def refuse(message: str) -> None:
+        raise spec['MiniDataError'](f'{message} (see --help)')
+
+    parser.error = refuse  # type: ignore[method-assign, assignment]
     parser.add_argument('out', metavar='OUT', help='folder to make')
-    parser.add_argument('--layout', default='ade20k', help=f'one of: {", ".join(LAYOUTS)}')
+    parser.add_argument('--layout', default='ade20k', help=f'one of: {", ".join(spec["LAYOUTS"])}')
     parser.add_argument('--train', type=int, default=400, metavar='N', help='training pictures')
     parser.add_argument('--val', type=int, default=60, metavar='N', help='validation pictures')
     parser.add_argument(
         '--size', type=int, nargs=2, default=(160, 160), metavar=('H', 'W'), help='in pixels'
     )
     parser.add_argument('--seed', type=int, default=0, metavar='S')
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    request = options.layout, options.train, options.val, tuple(options.size), options.seed
+    spec['MiniData'](*request)  # says what is wrong with it
+    options.request = request
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,12 +49,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from clustr_mm.datasets.mini import MiniData, build
 
-    data = MiniData(options.layout, options.train, options.val, tuple(options.size), options.seed)
     with Progress(disable=not sys.stdout.isatty(), transient=True) as progress:
         task = progress.add_task('mini data', total=None)
         made = build(
             options.out,
-            data,
+            MiniData(*options.request),
             lambda done, total: progress.update(task, completed=done, total=total),
         )
     for layout, root in made.items():
@@ -47,4 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
+    try:
+        parse_args()
+    except ValueError as error:
+        sys.exit(f'error: {error}')
+
+    from clustr_mm.engine.errors import run_tool
+
     sys.exit(run_tool(main))

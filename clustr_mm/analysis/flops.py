@@ -69,13 +69,15 @@ def flop_formulas() -> dict[Any, Callable[..., int]]:
 
 
 def count_macs(model: Any, height: int, width: int) -> dict[str, Counter[str]]:
-    """Counts a forward pass of one image, on the meta device: no number is computed.
+    """Counts a forward pass of one image, where possible on the meta device: nothing is computed.
 
     Args:
         model: A backbone, or a model of mmdet, mmseg, mmpose or mmpretrain. Its parameters move to
             the meta device, so it is of no further use. A two-stage detector's heads are counted
             for as many proposals and detections as its ``test_cfg`` allows; auxiliary heads, which
-            only training uses, and cutting regions out of maps are not counted.
+            only training uses, cutting regions out of maps and sampling them at points are not
+            counted. Heads of deformable attention (DINO, Mask2Former) read the sizes of maps from
+            tensors: such a model runs, with random weights, on the CPU.
         height: Rows of pixels.
         width: Columns of pixels.
 
@@ -89,7 +91,10 @@ def count_macs(model: Any, height: int, width: int) -> dict[str, Counter[str]]:
     """
     if height < 1 or width < 1:
         raise ValueError(f'the shape is {height} x {width}; use at least 1 x 1')
-    model.to('meta').eval()
+    device = 'cpu' if _reads_sizes(model) else 'meta'
+    if device == 'cpu':
+        _draw_parameters(model)
+    model.to(device).eval()
     counter = FlopCounterMode(display=False, custom_mapping=flop_formulas())
     fine = 0
     parts: dict[str, Counter[str]] = {}
@@ -126,7 +131,7 @@ def count_macs(model: Any, height: int, width: int) -> dict[str, Counter[str]]:
         part.register_forward_pre_hook(begin)
         part.register_forward_hook(end_part(name))
     with torch.no_grad(), counter:
-        _run_layers(model, torch.empty(1, 3, height, width, device='meta'))
+        run_layers(model, torch.zeros(1, 3, height, width, device=device))
     heads = now()
     for found in parts.values():
         heads -= found
@@ -152,15 +157,47 @@ def _parts(model: Any) -> dict[str, nn.Module]:
     return parts
 
 
-def _run_layers(model: Any, images: Tensor) -> None:
-    """All of a model's layers: no targets, no losses, no suppression, which depend on values."""
+def _reads_sizes(model: Any) -> bool:
+    """Whether a model has mmcv's deformable attention, which splits maps by a tensor's values."""
+    names = (type(module).__name__ for module in model.modules())
+    return 'MultiScaleDeformableAttention' in names
+
+
+def _draw_parameters(model: Any) -> None:
+    """Draws the parameters that have no memory."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                setattr(module, name, nn.Parameter(torch.randn(parameter.shape) / 50))
+
+
+def run_layers(model: Any, images: Tensor) -> None:
+    """Runs all of a model's layers once: no targets, losses or suppression, which need values.
+
+    Args:
+        model: A backbone, or a model of mmdet, mmseg, mmpose or mmpretrain.
+        images: (B, 3, height, width).
+    """
     if not hasattr(model, 'backbone'):
         model(images)
+        return
+    if _reads_sizes(model):
+        from mmengine.structures import BaseDataElement  # which other models do without
+
+        shape = tuple(images.shape[2:])
+        sample = BaseDataElement(metainfo=dict(img_shape=shape, batch_input_shape=shape))
+        if hasattr(model, 'decode_head'):  # mmseg hands its heads no samples
+            model.decode_head(model.extract_feat(images), [sample])
+        else:
+            model(images, [sample], mode='tensor')
         return
     if not hasattr(model, 'roi_head'):
         model(images, None, mode='tensor')
         return
-    model.rpn_head(model.extract_feat(images))
+    maps = model.extract_feat(images)
+    model.rpn_head(maps)
+    if hasattr(model, 'semantic_head'):
+        model.semantic_head(maps)
     roi = model.roi_head
     most = dict(
         bbox=model.test_cfg['rpn']['max_per_img'], mask=model.test_cfg['rcnn']['max_per_img']

@@ -58,11 +58,23 @@ def build_empty(cfg: Config) -> Any:
     Raises:
         ValueError: If it has no model with a backbone.
     """
+    with _EmptyOnMeta():
+        return build_model(cfg)
+
+
+def build_model(cfg: Config) -> Any:
+    """Builds a config's model with the random weights of its layers' constructors.
+
+    Args:
+        cfg: A config of mmdet, mmseg, mmpose or mmpretrain whose model has a ``backbone``.
+
+    Raises:
+        ValueError: If it has no model with a backbone.
+    """
     if 'backbone' not in (cfg.get('model') or {}):
         raise ValueError(f'config {cfg.filename} has no model with a backbone; give one that has')
     MMLogger.get_current_instance().setLevel(logging.WARNING)  # not what the libraries say of it
-    scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
-    with scope, _EmptyOnMeta():
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         return MODELS.build(cfg.model)
 
 

@@ -11,26 +11,27 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
 from mmengine.dataset import BaseDataset
-from mmengine.fileio import list_dir_or_file
 from mmengine.registry import DATASETS, init_default_scope
+from rich.progress import track
 
 from clustr_mm.datasets.check import (
     LOADERS,
+    NO_SAMPLE,
     DataNotFoundError,
     Part,
     check_part,
     check_paths,
+    each_dict,
     each_part,
-    each_step,
     remote,
     type_name,
 )
@@ -44,24 +45,15 @@ from clustr_mm.datasets.faults import (
 )
 from clustr_mm.datasets.labels import IGNORED, Labels, load_labels
 
-_DARK = 31  # of 255: a picture without a brighter pixel has lost bits on its way
-_NO_SAMPLE = 'no sample is left: are classes and img_suffix those of the files?'
 _WORKERS = 8  # opening files is waiting, mostly
 
-Track = Callable[[Iterable, int, str], Iterable]
 
-
-def audit(
-    cfg: Mapping[str, Any],
-    decode: bool = False,
-    track: Track = lambda steps, total, what: steps,
-) -> Iterator[str]:
-    """Look for every fault of a config's data sets.
+def audit(cfg: Mapping[str, Any], decode: bool = False) -> Iterator[str]:
+    """Look for every fault of a config's data sets; a terminal shows how far it has come.
 
     Args:
         cfg: an mmengine Config, or a dict of its form.
         decode: whether to load every image, too.
-        track: goes through (steps, their number, what they are) and shows how far it has come.
 
     Yields:
         Lines: "fault: ...", "warning: ..." for what may be meant so, and what was looked at.
@@ -92,7 +84,7 @@ def audit(
             yield from _class_faults(built, part, trained)
             if split == 'train':
                 yield from _head_faults(cfg.get('model'), built.metainfo.get('classes'))
-            yield from _part_lines(part, built, labels, metrics, decode, track)
+            yield from _part_lines(part, built, labels, metrics, decode)
         wrong = split == 'train' and (labels.useless() or labels.outside)
         for line in labels.lines():
             yield f'{"fault" if wrong else "warning"}: {split}: {line}'
@@ -103,7 +95,7 @@ def audit(
 
 
 def _part_lines(
-    part: Part, built: BaseDataset, labels: Labels, metrics: Any, decode: bool, track: Track
+    part: Part, built: BaseDataset, labels: Labels, metrics: Any, decode: bool
 ) -> Iterator[str]:
     """Look into one data set, and count its labels."""
     split = part.place.split('_')[0]
@@ -112,24 +104,19 @@ def _part_lines(
     kind = type_name(part.cfg['type'])
     yield f'{split}: {kind}: {len(first) or len(built):,} {what}, {_source(part)}'
     if not len(built):
-        yield f'fault: {_source(part)} ({part.place}): {_NO_SAMPLE}'
+        yield f'fault: {_source(part)} ({part.place}): {NO_SAMPLE}'
     sizes: dict[str, tuple[int, int]] = {}
     yield from _annotation_faults(built, metrics if split != 'train' else (), sizes)
-    yield from _lone_labels(built)
-    dark = []
-    backed = remote(_source(part), part.cfg, *each_step(part.pipeline))
-    looked = _in_threads(partial(_look, built, decode, not backed, sizes), first.values())
-    for sample, counts, faults, brightest in track(looked, len(first), f'{split} images'):
-        labels.add(built, sample, counts)
-        if brightest is not None and brightest <= _DARK:
-            dark.append(sample['img_path'])
-        for fault in dict.fromkeys(faults):
-            yield f'fault: {fault}'
-    if 10 * len(dark) >= max(1, len(first)):
-        yield (
-            f'warning: {split}: {len(dark):,} images have no value above {_DARK} of 255, '
-            f'the first {min(dark)}: were 10 or 12 bits cut down to 8?'
-        )
+    backed = remote(_source(part), part.cfg, *each_dict(part.pipeline))
+    pool, quiet = ThreadPoolExecutor(_WORKERS), not sys.stdout.isatty()
+    looked = pool.map(partial(_look, built, decode, not backed, sizes), first.values())
+    try:
+        for sample, counts, faults in track(looked, f'{split} images', len(first), disable=quiet):
+            labels.add(built, sample, counts)
+            for fault in dict.fromkeys(faults):
+                yield f'fault: {fault}'
+    finally:
+        pool.shutdown(cancel_futures=True)  # else Ctrl-C would wait for every image
 
 
 def _build(part: Part) -> BaseDataset | None:
@@ -147,20 +134,12 @@ def _build(part: Part) -> BaseDataset | None:
     return built
 
 
-def _in_threads(function: Callable, items: Iterable) -> Iterator[Any]:
-    """Call a function on items, some at once, and yield the results in order."""
-    rest = iter(items)
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        while batch := list(islice(rest, 16 * _WORKERS)):
-            yield from pool.map(function, batch)
-
-
 def _build_fault(error: Exception) -> str:
     """Say why a data set's class could not read its files."""
     if isinstance(error, KeyError) and ' ' not in str(error):
         return f'a record has no {error}'
     if isinstance(error, ValueError) and 'need at least one array' in str(error):  # mmengine's
-        return _NO_SAMPLE
+        return NO_SAMPLE
     return f'cannot be read ({first_line(error)})'
 
 
@@ -192,8 +171,10 @@ def _annotation_faults(
         content = json.load(opened)
     if isinstance(content, dict) and {'annotations', 'images', 'categories'} <= content.keys():
         masks = [step for step in loading_steps(built) if getattr(step, 'with_mask', False)]
-        needed = _metric_fields(built, metrics)
-        for is_fault, line in coco_faults(content, built, needed, bool(masks)):
+        # mmdet's metric reads it, and asks for it once the test is done.
+        kinds = {type_name(each['type']) for each in each_dict(metrics) if 'type' in each}
+        crowds = 'CocoMetric' in kinds and type(built).__module__.startswith('mmdet.')
+        for is_fault, line in coco_faults(content, built, crowds, bool(masks)):
             yield f'{"fault" if is_fault else "warning"}: {path}: {line}'
         folder = built.data_prefix.get('img') or ''
         for image in content['images']:
@@ -201,15 +182,6 @@ def _annotation_faults(
             sizes[file] = image.get('height'), image.get('width')
         for step in masks:  # they have been looked at, and a broken one can end the process
             step.with_mask = False
-
-
-def _metric_fields(built: BaseDataset, metrics: Any) -> Sequence[str]:
-    """The fields of an annotation that metrics read, and ask for once the test is done."""
-    metrics = [metrics] if isinstance(metrics, Mapping) else metrics or ()
-    names = {type_name(each.get('type', '')) for each in metrics if isinstance(each, Mapping)}
-    if 'CocoMetric' in names and type(built).__module__.startswith('mmdet.'):
-        return 'area', 'iscrowd'
-    return ('area',) if 'CocoWholeBodyMetric' in names else ()
 
 
 def _class_faults(
@@ -227,91 +199,56 @@ def _class_faults(
         yield f'fault: {places} have different classes ({how}), and labels number them'
 
 
-def _lone_labels(built: BaseDataset) -> Iterator[str]:
-    """Yield the label maps without an image: mmseg begins with the images, and never sees them."""
-    folder = (getattr(built, 'data_prefix', None) or {}).get('seg_map_path')
-    suffix = getattr(built, 'seg_map_suffix', None)
-    if not folder or not suffix or built.ann_file or not os.path.isdir(folder):
-        return
-    used = {built.get_data_info(i).get('seg_map_path') for i in range(len(built))}
-    names = list_dir_or_file(folder, list_dir=False, suffix=suffix, recursive=True)
-    for path in sorted({os.path.join(folder, name) for name in names} - used):
-        yield f'fault: label map {path} has no image'
-
-
-def _head_faults(node: Any, classes: Sequence[str] | None, place: str = 'model') -> Iterator[str]:
+def _head_faults(model: Any, classes: Sequence[str] | None) -> Iterator[str]:
     """Yield the heads of a model that are made for another number of classes than the data has."""
-    if classes is None:
-        return
-    if isinstance(node, Mapping):
+    nodes = list(each_dict(model))
+    rpns = (each_dict(node[key]) for node in nodes for key in node if 'rpn' in str(key))
+    of_rpns = {id(each) for below in rpns for each in below}  # which tell objects from none
+    for node in nodes if classes is not None else ():
         found = node.get('num_classes')
-        if isinstance(found, int) and found != len(classes) and 'rpn' not in place:
+        if isinstance(found, int) and found != len(classes or ()) and id(node) not in of_rpns:
             yield (
-                f'fault: {place}.num_classes is {found}, and the training data has {len(classes)} '
-                f'classes: set it to {len(classes)} in the config'
+                f'fault: num_classes of {type_name(node.get("type", "model"))} is {found}, and the '
+                f'training data has {len(classes or ())} classes: set it in the config'
             )
-        node = {str(key): value for key, value in node.items()}
-    elif isinstance(node, list | tuple):
-        node = {str(i): value for i, value in enumerate(node)}
-    else:
-        return
-    for name, value in node.items():
-        yield from _head_faults(value, classes, f'{place}.{name}')
 
 
 def _look(
     built: BaseDataset, decode: bool, local: bool, sizes: Mapping[str, tuple], place: int
-) -> tuple[dict, np.ndarray | None, list[str], int | None]:
+) -> tuple[dict, np.ndarray | None, list[str]]:
     """Load a sample's files as a run does; without `decode` its image is looked up only.
 
-    Returns:
-        The sample, how many pixels have each label, what is wrong, and the brightest of 8 bits.
+    Gives the sample, how many pixels have each label, and what is wrong.
     """
-    sample = built.get_data_info(place)
-    path = sample['img_path']
-    counts, faults = _look_at_labels(built, local, built.get_data_info(place))
+    sample, labelled = built.get_data_info(place), built.get_data_info(place)
+    path, label_map = sample['img_path'], str(sample.get('seg_map_path'))
+    counts: np.ndarray | None = None
+    faults: list[str] = []
+    try:
+        labels = load_labels(built, labelled)
+        faults += loaded_faults(labelled)
+        if labels is not None and labels.ndim == 2:
+            counts = np.bincount(labels.ravel())
+            faults += _stored_faults(label_map) if local else []
+    except Exception as error:
+        steps = (step for step in loading_steps(built) if getattr(step, 'with_seg', False))
+        fault = file_fault(label_map, error, getattr(next(steps), 'backend_args', None))
+        faults.append(fault or f'{label_map} cannot be loaded ({first_line(error)})')
     if not decode:
-        return sample, counts, faults + (_lookup_faults(path) if local else []), None
+        gone = local and not (os.path.isfile(path) and os.path.getsize(path))
+        return sample, counts, faults + gone * [f'{path} is not there, or empty']
     try:
         loaded = built.prepare_data(place)
         if loaded is None:
             raise ValueError('its loading steps give nothing')
     except Exception as error:
         fault = sample_fault(built, place) or f'{path} cannot be loaded ({first_line(error)})'
-        return sample, counts, [*faults, fault], None
+        return sample, counts, [*faults, fault]
     height, width = sizes.get(path, (None, None))
     faults += loaded_faults({'height': height, 'width': width, **loaded})
     if local and (broken := file_fault(path, None)):
         faults.append(broken)  # what decoders let pass
-    image = loaded.get('img')
-    shallow = image is not None and image.dtype == np.uint8
-    return sample, counts, faults, int(image.max(initial=0)) if shallow else None
-
-
-def _lookup_faults(path: str) -> list[str]:
-    """Say whether an image is missing or empty, without reading it."""
-    try:
-        size = os.path.getsize(path) * os.path.isfile(path)
-    except OSError as error:
-        return [f'{path} cannot be read ({error.strerror})']
-    return [] if size else [f'{path} is empty, or no file']
-
-
-def _look_at_labels(
-    built: BaseDataset, local: bool, sample: dict
-) -> tuple[np.ndarray | None, list[str]]:
-    """Load a sample's label map; say how many pixels have each label, and what is wrong."""
-    path = str(sample.get('seg_map_path'))
-    try:
-        labels = load_labels(built, sample)
-    except Exception as error:
-        steps = (step for step in loading_steps(built) if getattr(step, 'with_seg', False))
-        fault = file_fault(path, error, getattr(next(steps), 'backend_args', None))
-        return None, [fault or f'{path} cannot be loaded ({first_line(error)})']
-    faults = list(loaded_faults(sample))
-    if labels is None or labels.ndim != 2:
-        return None, faults
-    return np.bincount(labels.ravel()), faults + (_stored_faults(path) if local else [])
+    return sample, counts, faults
 
 
 def _stored_faults(path: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Whether the files that a config's data sets name are there: a look of milliseconds before a run.
 
-OpenMMLab's data sets fail late and elsewhere where a folder is missing: with an empty list of
-images, which some samplers go through for ever. What is in the files is audit.py's.
+OpenMMLab's data sets fail late and elsewhere where a folder is missing. What is in the files is
+audit.py's.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from mmengine.registry import DATASETS
 
+NO_SAMPLE = 'no sample is left: are classes, filter_cfg and img_suffix those of the files?'
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-_LIBRARIES = ('mmdet', 'mmseg', 'mmpose', 'mmpretrain', 'mmengine')
+LIBRARIES = ('mmdet', 'mmseg', 'mmpose', 'mmpretrain')
 # These fetch what is missing.
 _DOWNLOADED = ('CIFAR10', 'CIFAR100', 'FashionMNIST', 'MNIST', 'OneDLDataset')
 
@@ -38,12 +39,10 @@ def check_paths(cfg: Mapping[str, Any], loaders: Sequence[str] = LOADERS) -> Non
 
     Args:
         cfg: an mmengine Config, or a dict of its form.
-        loaders: the dataloaders that the run will use; the evaluators beside them are looked at,
-            too.
+        loaders: the dataloaders that the run will use, with the evaluators beside them.
 
     Raises:
-        DataNotFoundError: one line with the missing path, who names it, the tree that was expected
-            and the mend.
+        DataNotFoundError: with the missing path, who names it, the expected tree and the mend.
     """
     for name in loaders:
         for part in each_part((cfg.get(name) or {}).get('dataset'), f'{name}.dataset'):
@@ -64,43 +63,29 @@ def check_part(part: Part, scope: str | None) -> None:
     dataset = part.cfg
     kind = type_name(dataset.get('type', ''))
     library = _library(dataset.get('type', ''), scope)
-    if library not in _LIBRARIES or kind in _DOWNLOADED:
+    root, ann_file = dataset.get('data_root') or '', dataset.get('ann_file')
+    if library not in (*LIBRARIES, 'mmengine') or kind in _DOWNLOADED or remote(root, dataset):
         return
-    root = dataset.get('data_root') or ''
-    ann_file = dataset.get('ann_file')
     ann_file = ann_file if isinstance(ann_file, str) else ''
     folders = _read_folders(part, library)
+    named = [each for each in (ann_file, *(os.path.join(each, '') for each in folders)) if each]
 
-    def fail(what: str, path: str) -> None:
-        named = [ann_file, *(os.path.join(each, '') for each in folders)]
-        tree = f'; expected in {root}: {", ".join(filter(None, named))}' if root else ''
+    def expect(what: str, path: str, *readers: Mapping[str, Any]) -> None:
+        if remote(path, dataset, *readers) or _exists(path):
+            return
+        tree = f'; expected in {root}: {", ".join(named)}' if root else ''
         make = ' (tools/make_mini_data.py draws it)' if 'mini' in root else ''
         raise DataNotFoundError(
-            f'{what}: {os.path.abspath(path)} ({part.place}, {kind}){tree}; pass --data-root DIR '
-            f'to say where it is{make}'
+            f'{what} not found: {os.path.abspath(path)} ({part.place}, {kind}){tree}; pass '
+            f'--data-root DIR to say where it is{make}'
         )
 
-    if remote(root, dataset):
-        return
-    named = [each for each in (ann_file, *folders) if each]
-    joined = not named or not all(map(os.path.isabs, named))  # else nobody reads the root
-    if root and joined and not _exists(root):
-        fail('data folder not found', root)
+    if root and not (named and all(map(os.path.isabs, named))):  # else nobody reads the root
+        expect('data folder', root)
     if ann_file:
-        path = os.path.join(root, ann_file)
-        if not remote(path, dataset) and not _exists(path):
-            fail('annotation file not found', path)
-    for folder in folders:
-        path = os.path.join(root, folder)
-        if not path or remote(path, dataset, *each_step(part.pipeline)):
-            continue
-        if not os.path.isdir(os.path.expanduser(path)):
-            fail('data folder not found', path)
-        suffix = ''
-        if library == 'mmseg' and not ann_file and folder == folders[0]:  # images by their name
-            suffix = dataset.get('img_suffix', '.jpg' if kind == 'BaseSegDataset' else '')
-        if not _holds(path, suffix):
-            fail(f'no *{suffix} (img_suffix) in' if suffix else 'data folder is empty', path)
+        expect('annotation file', os.path.join(root, ann_file))
+    for folder in filter(None, folders):
+        expect('data folder', os.path.join(root, folder), *each_dict(part.pipeline))
     boxes = dataset.get('bbox_file')
     if isinstance(boxes, str) and not remote(boxes, dataset) and not _exists(boxes):
         raise DataNotFoundError(
@@ -143,38 +128,32 @@ def _library(kind: str | type, scope: str | None) -> str | None:
 
 def _read_folders(part: Part, library: str) -> list[str]:
     """The folders below a data set's root that its pipeline reads, images first."""
-    steps = [
-        (type_name(step['type']), step) for step in each_step(part.pipeline) if step.get('type')
-    ]
+    steps = [(type_name(s['type']), s) for s in each_dict(part.pipeline) if s.get('type')]
     prefixes = part.cfg.get('data_prefix') or {}
     if not isinstance(prefixes, Mapping):  # mmpretrain allows a plain string
         prefixes = {'img_path': prefixes}
     if type_name(part.cfg.get('type', '')) == 'ImageNet' and not any(prefixes.values()):
         prefixes = {'img_path': part.cfg.get('split')}
-    reads = {
-        'img': any(name.startswith('Load') and 'Image' in name for name, _ in steps),
-        'seg': any(
-            step.get('with_seg', library == 'mmseg' or name == 'LoadPanopticAnnotations')
-            for name, step in steps
-            if name.startswith('Load') and name.endswith('Annotations')
-        ),
-    }
-    return [
-        prefixes[key]
-        for what, keys in (('img', ('img', 'img_path')), ('seg', ('seg', 'seg_map_path')))
-        for key in keys
-        if reads[what] and isinstance(prefixes.get(key), str)
-    ]
+    keys: list[str] = []
+    if any(name.startswith('Load') and 'Image' in name for name, _ in steps):
+        keys += ('img', 'img_path')
+    if any(
+        step.get('with_seg', library == 'mmseg' or name == 'LoadPanopticAnnotations')
+        for name, step in steps
+        if name.startswith('Load') and name.endswith('Annotations')
+    ):
+        keys += ('seg', 'seg_map_path')
+    return [prefixes[key] for key in keys if isinstance(prefixes.get(key), str)]
 
 
-def each_step(node: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the transforms of a pipeline, and those inside them."""
+def each_dict(node: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield every dict of a part of a config, outer ones first."""
     if isinstance(node, Mapping):
         yield node
         node = list(node.values())
     if isinstance(node, list | tuple):
         for each in node:
-            yield from each_step(each)
+            yield from each_dict(each)
 
 
 def remote(path: str, *readers: Mapping[str, Any]) -> bool:
@@ -190,16 +169,3 @@ def remote(path: str, *readers: Mapping[str, Any]) -> bool:
 
 def _exists(path: str) -> bool:
     return os.path.exists(os.path.expanduser(path))
-
-
-def _holds(folder: str, suffix: str) -> bool:
-    """Whether a folder, or one below it, has a file whose name ends so: stops at the first."""
-    folders = [os.path.expanduser(folder)]
-    for each in folders:
-        with os.scandir(each) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    folders.append(entry.path)
-                elif entry.name.endswith(suffix):
-                    return True
-    return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 _PARTS = ('keypoints', 'foot_kpts', 'face_kpts', 'lefthand_kpts', 'righthand_kpts')
@@ -17,18 +17,12 @@ _FARTHEST = 100_000  # pixels: pycocotools walks along a polygon in fifths of on
 
 
 def coco_faults(
-    content: Mapping[str, Any], dataset: Any, needed: Sequence[str], masks: bool
+    content: Mapping[str, Any], dataset: Any, crowds: bool, masks: bool
 ) -> Iterator[tuple[bool, str]]:
-    """Look through a file that its data set's class has read.
+    """Yield whether a line is a fault (else it may be meant so), and the line.
 
-    Args:
-        content: of the file.
-        dataset: the built data set.
-        needed: the fields that the metric reads, and the data set does not.
-        masks: whether the pipeline reads masks.
-
-    Yields:
-        Whether it is a fault (else it may be meant so), and a line.
+    The data set's class has read the content before; `crowds` says whether its metric reads
+    'iscrowd', and `masks` whether its pipeline reads masks.
     """
     for name in ('images', 'annotations'):
         counts = Counter(each['id'] for each in content[name] if 'id' in each)
@@ -50,24 +44,19 @@ def coco_faults(
             passed_over['a category that the file does not list'] += category not in categories
             continue
         fault = _number_fault(annotation, lengths)
-        if fault is None and (missing := [name for name in needed if name not in annotation]):
-            fault = f'has no {missing[0]!r}, which the metric reads'
+        if fault is None and crowds and 'iscrowd' not in annotation:
+            fault = "has no 'iscrowd', which the metric reads"
         if fault is None and masks:
             fault = _mask_fault(annotation.get('segmentation'), size)
         if fault is not None:
-            yield (
-                True,
-                f'annotation {annotation.get("id")} (image {annotation["image_id"]}) {fault}',
-            )
+            where = f'annotation {annotation.get("id")} (image {annotation["image_id"]})'
+            yield True, f'{where} {fault}'
             continue
         x, y, width, height = annotation.get('bbox', (0, 0, 1, 1))
         if None not in size:
             reaching += x + width > size[1] + 1 or y + height > size[0] + 1
             if min(x + width, size[1]) <= max(x, 0) or min(y + height, size[0]) <= max(y, 0):
                 passed_over['a box without area inside the image'] += 1
-        polygons = annotation.get('segmentation')
-        if masks and isinstance(polygons, list) and not any(len(each) > 5 for each in polygons):
-            passed_over['no polygon of three points'] += 1
     total = len(content['annotations'])
     for reason, count in (+passed_over).items():
         yield False, f'{count:,} of {total:,} annotations have {reason} and are passed over'
@@ -81,11 +70,11 @@ def _mask_fault(mask: Any, size: tuple[int, int]) -> str | None:
     from pycocotools import mask as coder
 
     if isinstance(mask, Mapping):
+        counts = mask.get('counts')
         if list(mask.get('size') or ()) != list(size):
             return f'has a mask of size {mask.get("size")}, its image {list(size)} (height, width)'
-        counts = mask.get('counts')
         if isinstance(counts, list):  # the coder leaves a rest as it was in memory
-            sound = all(isinstance(each, int) and each >= 0 for each in counts)
+            sound = _finite(counts) and min(counts, default=0) >= 0
             if not sound or sum(counts) != size[0] * size[1]:
                 return f"has 'counts' that are not run lengths of {size[0] * size[1]} pixels"
             return None
@@ -116,8 +105,8 @@ def _category_faults(categories: Mapping[Any, Any], dataset: Any) -> Iterator[tu
         yield True, f'no category is called {", ".join(missing):.200}, as the classes are'
     elif names != list(classes):
         line = f'the categories {", ".join(map(str, names)):.200} stand in another order than '
-        line += f'metainfo.classes ({", ".join(classes):.200}), and labels are counted in the '
-        yield True, f"{line}file's: list the classes in that order"
+        line += "metainfo.classes, and labels are counted in the file's: list the classes in that"
+        yield True, line
 
 
 def _number_fault(annotation: Mapping[str, Any], lengths: dict[str, int]) -> str | None:

@@ -25,8 +25,8 @@ def sample_fault(dataset: Any, index: int) -> str | None:
         index: the sample's place in it.
 
     Returns:
-        The file's path and what is wrong with it, a sentence without its full stop; None where the
-        sample's files are whole, or the data set does not say which they are.
+        The file's path and what is wrong with it; None where the sample's files are whole, or the
+        data set does not say which they are.
     """
     try:
         sample = dataset.get_data_info(index)
@@ -38,13 +38,12 @@ def sample_fault(dataset: Any, index: int) -> str | None:
         reads = {True} if 'Image' in name else {False} if 'Annotation' in name else {True, False}
         paths = [path for path, is_image in _paths(sample) if is_image in reads]
         try:
-            loaded = step(sample)
+            sample = step(sample)
         except Exception as error:
             backend = getattr(step, 'backend_args', None)
             return next(filter(None, (file_fault(path, error, backend) for path in paths)), None)
-        if loaded is None:
+        if sample is None:
             return None
-        sample = loaded
     if not steps:  # it reads its files in a way of its own
         faults = (file_fault(path, None) for path, is_image in _paths(sample) if is_image)
         return next(filter(None, faults), None)
@@ -52,17 +51,10 @@ def sample_fault(dataset: Any, index: int) -> str | None:
 
 
 def failed_sample(error: BaseException) -> tuple[Any, int] | None:
-    """Find the sample that was being loaded when an exception was raised.
+    """Find the data set and the place of the sample that was being loaded when an error was raised.
 
     It need not be the one that was asked for: wrappers count in their own way, mosaics load others
-    besides, and data sets draw another one where a pipeline returns None.
-
-    Args:
-        error: an exception with its traceback, as it is in the process that raised it.
-
-    Returns:
-        The data set and the sample's place in it, for `sample_fault`; None if no mmengine data set
-        was loading one.
+    besides. None if no data set of mmengine was loading one, or the error has lost its traceback.
     """
     found = None
     trace = error.__traceback__
@@ -83,48 +75,41 @@ def loading_steps(dataset: Any) -> list[Any]:
 def loaded_faults(sample: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong between the parts of a loaded sample, each with its file.
 
-    Args:
-        sample: what the loading steps made of it: 'img' (H, W, C), 'gt_seg_map' (H, W); 'height'
-            and 'width' in pixels are what its annotations are made for.
+    Looked at are 'img' (H, W, C), 'gt_seg_map' (H, W), and 'height' and 'width' in pixels, which
+    its annotations are made for.
     """
     image, labels = sample.get('img'), sample.get('gt_seg_map')
+    path = sample.get('img_path')
     size = getattr(image, 'shape', (None, None))[:2]
     stated = (sample.get('height'), sample.get('width'))
     if None not in size and None not in stated and tuple(size) != stated:
-        turned = size == stated[::-1]
-        hint = ': is it turned by its EXIF tag?' if turned else ''
+        hint = ': is it turned by its EXIF tag?' if size == stated[::-1] else ''
         yield (
-            f'{sample.get("img_path")} has {size[0]}x{size[1]} pixels (height x width), its '
-            f'annotations are made for {stated[0]}x{stated[1]}{hint}'
+            f'{path} has {size[0]}x{size[1]} pixels (height x width), its annotations are made for '
+            f'{stated[0]}x{stated[1]}{hint}'
         )
-    if labels is None:
-        return
-    path = sample.get('seg_map_path')
-    if labels.ndim != 2:
+    if labels is not None and labels.ndim != 2:
         yield (
-            f'{path} is no label map: shape {labels.shape}, must be (height, width) with one label '
-            'a pixel (8-bit grey or palette png)'
+            f'{sample.get("seg_map_path")} is no label map: shape {labels.shape}, must be (height, '
+            'width) with one label a pixel (8-bit grey or palette png)'
         )
-    elif None not in size and labels.shape != tuple(size):
+    elif labels is not None and None not in size and labels.shape != tuple(size):
         yield (
-            f'{path} has {labels.shape[0]}x{labels.shape[1]} pixels, its image '
-            f'{sample.get("img_path")} {size[0]}x{size[1]}: they must have one size'
+            f'{sample.get("seg_map_path")} has {labels.shape[0]}x{labels.shape[1]} pixels, its '
+            f'image {path} {size[0]}x{size[1]}: they must have one size'
         )
 
 
 def file_fault(
     path: str, error: Exception | None, backend_args: Mapping[str, Any] | None = None
 ) -> str | None:
-    """Say what is wrong with an image file or a label map.
+    """Say what is wrong with an image file or a label map; None if it is whole.
 
     Args:
         path: where it is, for mmengine's file backends.
         error: what its loader raised, if it did: formats that Pillow does not know are damaged
             where their own loader says so.
         backend_args: as the loading transforms have it.
-
-    Returns:
-        The path and what is wrong; None if the file is whole.
     """
     from PIL import Image, UnidentifiedImageError
 

@@ -10,13 +10,7 @@ WEIGHT_SUFFIXES = ('.pth', '.safetensors')
 
 
 def find_images(paths: Iterable[str]) -> Iterator[Path]:
-    """Yield files, and the images in folders by name.
-
-    Args:
-        paths: files, whatever they are called, and folders.
-
-    Yields:
-        The files' paths.
+    """Yield files, whatever they are called, and the images in folders by name.
 
     Raises:
         ValueError: if a path does not exist, or is a folder without an image.

@@ -14,15 +14,12 @@ IGNORED = 255  # the label of pixels that no loss and no metric counts
 
 
 def label_report(dataset: Any, limit: int = 200) -> list[str]:
-    """Say what is odd about a data set's labels.
+    """Say which labels are no class, and whether half of the classes or more have no label.
 
     Args:
         dataset: a data set of an mm library, or a wrapper of some.
         limit: how many samples to look at, spread over the data set; their label maps are read.
-
-    Returns:
-        A line each: labels that are no class, and half of the classes or more without one label,
-        where the samples are enough to tell.
+            Where they are too few to tell, nothing is said of classes without a label.
     """
     labels = Labels()
     parts = list(_inner(dataset))
@@ -108,9 +105,10 @@ class Labels:
                 f'{min(self.outside.values())}'
             )
         if self.samples and (missing := self.missing()):
-            of = f'{len(missing)} of {known} classes'
-            line = f'{of} have not one {self.unit} in {self.samples:,} samples'
-            line += f': {", ".join(map(str, missing)):.200}'
+            line = (
+                f'{len(missing)} of {known} classes have not one {self.unit} in '
+                f'{self.samples:,} samples: {", ".join(map(str, missing)):.200}'
+            )
             if self.unit == 'pixel' and (ignored := self.counts[IGNORED]):
                 share = ignored / self.counts.total()
                 line += f'; {share:.0%} of the pixels are {IGNORED}, which is ignored'

@@ -135,23 +135,20 @@ def find_newest(folder: Path) -> str | None:
 
     That is the one that ``last_checkpoint`` names, unless a later one was written after it: times
     alone mean nothing in a folder that was copied. One that is damaged is named in a line of the
-    log, and the one before it is taken. None where nothing was saved yet.
-
-    Raises:
-        UserError: If there are checkpoints and none is whole.
+    log, and the one before it is taken. None where nothing was saved yet; where there are
+    checkpoints and none is whole, a ``UserError``.
     """
     note = folder / 'last_checkpoint'
-    folders, noted = {folder}, None
+    noted: Path | None = None
     if note.is_file() and (text := note.read_text(errors='replace').strip()):
         if '://' in text:  # another backend's: only that knows more
             return text
         noted = Path(text)
         if (folder / noted.name).is_file():  # the folder was copied: what is beside the note
             noted = folder / noted.name
-        folders.add(noted.parent)
     found = {
         path
-        for each in folders
+        for each in {folder, noted.parent if noted else folder}
         if each.is_dir()
         for path in each.iterdir()
         if path.is_file() and (_STEP.fullmatch(path.name) or path == noted)
@@ -160,10 +157,9 @@ def find_newest(folder: Path) -> str | None:
     # By time, for a folder can hold a longer run's older checkpoints.
     newest_first = sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
     if noted in found:
-        place = newest_first.index(noted)
-        later = [path for path in newest_first[:place] if _number(path) > _number(noted)]
-        before = [path for path in newest_first if path != noted and path not in later]
-        newest_first = [*later, noted, *before]
+        newer = newest_first[: newest_first.index(noted)]
+        later = [path for path in newer if _number(path) > _number(noted)]
+        newest_first = [*dict.fromkeys([*later, noted, *newest_first])]
     for path in newest_first:
         try:
             check_training_state(read_checkpoint(path), str(path))
@@ -181,11 +177,7 @@ def find_newest(folder: Path) -> str | None:
 
 
 def check_training_state(checkpoint: Mapping[str, Any], source: str) -> None:
-    """Sees that a run can go on from what was read from a source.
-
-    Raises:
-        UserError: If it holds weights only.
-    """
+    """Sees that a run can go on from what was read: that it holds more than weights."""
     meta = checkpoint.get('meta')
     if not (
         set(checkpoint) >= _TRAINING_STATE

@@ -8,15 +8,15 @@ options beside them, the Runner that it builds (runner.py), and one line for a m
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import torch
 from mmengine.config import Config
 
 from clustr_mm.datasets.check import check_paths
@@ -34,7 +34,6 @@ from clustr_mm.engine.errors import UserError, explained
 from clustr_mm.engine.options import TRUST, CfgOptions, Parser, choose_device, reading_safely
 from clustr_mm.engine.runner import ToolRunner
 
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 # The union of the libraries' options, for reading a command line before its library is known, and
 # for --help. What an option means is the library's own affair.
 _FLAG = dict(action='store_true')
@@ -86,8 +85,6 @@ _OURS = {
     '--trust-checkpoint': TRUST,
     '--debug': dict(_FLAG, help='show the traceback of an error'),
 }
-# What version 0.1 had at the top of a config.
-_MOVED = dict(on_broken_file='BrokenFileHook', numerics_guard='NumericsGuardHook')
 _OURS_TRAIN = {
     '--init-from': dict(metavar='CKPT', help="start the backbone from this checkpoint's weights"),
 }
@@ -97,7 +94,7 @@ def train(arguments: Sequence[str] | None = None) -> Any:
     """Trains what train.py's arguments say; None takes those of the process.
 
     Returns:
-        Runner: The runner, its training done.
+        Runner: Its training done.
 
     Raises:
         UserError: If the user can mend what went wrong.
@@ -106,13 +103,10 @@ def train(arguments: Sequence[str] | None = None) -> Any:
 
 
 def test(arguments: Sequence[str] | None = None) -> dict[str, float] | None:
-    """Tests what test.py's arguments say; None takes those of the process.
+    """Tests what test.py's arguments say, as ``train`` does.
 
     Returns:
         dict: The metrics by name; None where the config names a runner of its own.
-
-    Raises:
-        UserError: If the user can mend what went wrong.
     """
     return getattr(_run('test', arguments), 'metrics', None)
 
@@ -124,83 +118,57 @@ def _run(tool: str, arguments: Sequence[str] | None) -> Any:
 
     if options.debug:
         os.environ['CLUSTR_DEBUG'] = '1'
-    _end_with_launcher()
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
+        # Else, when torchrun is killed outright, this would train on, hold its GPU, and write into
+        # the work folder of the run that takes its place.
+        torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
     device = choose_device(options.device)
     cfg = load_config(options.config)
     library = library_of(cfg)
     theirs = _for_library(library, tool, options, theirs)
-    _apply(cfg, tool, options, device)
-    check_keys(cfg, options.cfg_options)
-    script = _Script(library, tool, cfg, options)
     with reading_safely(options.trust_checkpoint), explained(cfg):
-        script.run(theirs)
-    return script.runner
+        _apply(cfg, tool, options, device)
+        check_keys(cfg, options.cfg_options)
+        return _run_script(library, tool, cfg, options, theirs)
 
 
-def _end_with_launcher() -> None:
-    """Asks Linux to kill this process when the torchrun that started it is killed outright.
+def _run_script(
+    library: str, tool: str, cfg: Config, options: argparse.Namespace, arguments: Sequence[str]
+) -> Any:
+    """Runs a library's train.py or test.py, which reads our config and builds our Runner."""
+    name, script = f"{library}'s {tool}.py", _load_script(library, tool)
+    built: list[Any] = []
 
-    Else it would train on, hold its GPU, and write into the work folder of the run that takes its
-    place.
-    """
-    if 'TORCHELASTIC_RUN_ID' in os.environ and sys.platform.startswith('linux'):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-class _Script:
-    """A library's train.py or test.py, which reads our config and builds our Runner."""
-
-    def __init__(self, library: str, tool: str, cfg: Config, options: argparse.Namespace) -> None:
-        self.name = f"{library}'s {tool}.py"
-        self.tool = tool
-        self.cfg = cfg
-        self.options = options
-        self.runner: Any = None
-        self.module = _load_script(library, tool)
-        # The names by which this copy of the script reads its options and its config, and makes
-        # its runner.
-        names: dict[str, Any] = vars(self.module)
-        names['argparse'] = SimpleNamespace(**{**vars(argparse), 'ArgumentParser': self.parser})
-        names['Config'] = SimpleNamespace(fromfile=lambda *_, **__: cfg)
-        names['Runner'] = SimpleNamespace(from_cfg=self.build)
-        if 'RUNNERS' in names:
-            registry = names['RUNNERS']
-            names['RUNNERS'] = SimpleNamespace(build=lambda c: self.build(c, registry.build))
-
-    def run(self, arguments: Sequence[str]) -> None:
-        """Runs the script's ``main`` with a command line."""
-        own, sys.argv = sys.argv, [self.name, *arguments]
-        try:
-            self.module.main()
-        except KeyboardInterrupt:
-            hint = '--resume goes on from the newest checkpoint' if self.tool == 'train' else ''
-            raise KeyboardInterrupt(hint) from None
-        finally:
-            sys.argv = own
-
-    def parser(self, **_: Any) -> Parser:
-        """Makes the parser to which the script adds its options."""
-        return Parser(prog=self.name)
-
-    def build(self, cfg: Config, build: Any = None) -> Any:
-        """Builds the runner of the config as the script has made it."""
-        for key, hook in _MOVED.items():
-            if key in cfg:
-                raise UserError(
-                    f'{key} is what the hook {hook} does now; name that in default_hooks or '
-                    'custom_hooks, as docs/train.md shows'
-                )
-        if self.tool == 'train':
+    def build(cfg: Config, make: Callable[[Config], Any] = ToolRunner.from_cfg) -> Any:
+        if tool == 'train':
             if cfg.get('train_dataloader') is None or cfg.get('train_cfg') is None:
                 raise UserError(
                     f'config {cfg.filename} has no train_dataloader or train_cfg to train with'
                 )
-            _settle_start(cfg, self.options)
+            _settle_start(cfg, options)
         if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
-            splits = ('train', 'val') if self.tool == 'train' else ('test',)
+            splits = ('train', 'val') if tool == 'train' else ('test',)
             check_paths(cfg, [f'{split}_dataloader' for split in splits])
-        self.runner = (build or ToolRunner.from_cfg)(cfg)
-        return self.runner
+        built.append(make(cfg))
+        return built[0]
+
+    # The names by which it reads its options and its config, and makes its runner.
+    names: dict[str, Any] = vars(script)
+    reader = dict(vars(argparse), ArgumentParser=lambda **_: Parser(prog=name))
+    names['argparse'] = SimpleNamespace(**reader)
+    names['Config'] = SimpleNamespace(fromfile=lambda *_, **__: cfg)
+    names['Runner'] = SimpleNamespace(from_cfg=build)
+    if (registry := names.get('RUNNERS')) is not None:
+        names['RUNNERS'] = SimpleNamespace(build=lambda cfg: build(cfg, registry.build))
+    own, sys.argv = sys.argv, [name, *arguments]
+    try:
+        script.main()
+    except KeyboardInterrupt:
+        hint = '--resume goes on from the newest checkpoint' if tool == 'train' else ''
+        raise KeyboardInterrupt(hint) from None
+    finally:
+        sys.argv = own
+    return built[0]
 
 
 def _read(tool: str, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -253,11 +221,6 @@ def _apply(cfg: Config, tool: str, options: argparse.Namespace, device: str) -> 
     if options.amp and tool == 'train':
         use_amp(cfg, device)
     if tool == 'test':
-        if os.path.isdir(options.checkpoint):
-            raise UserError(
-                f"checkpoint {options.checkpoint} is a folder, as DeepSpeed's are; the "
-                'zero_to_fp32.py that DeepSpeed put beside it makes a file of it'
-            )
         if '://' not in options.checkpoint and not os.path.isfile(options.checkpoint):
             raise UserError(f'checkpoint {options.checkpoint} does not exist; check the path')
         return
@@ -298,11 +261,7 @@ def _saved_since_launch(cfg: Config) -> bool:
 
 
 def _load_script(library: str, tool: str) -> ModuleType:
-    """Loads a library's own script as a module of its own.
-
-    Raises:
-        UserError: If the library, or the script in it, is not installed.
-    """
+    """Loads a library's own script as a module of its own."""
     package = importlib.util.find_spec(library)
     if package is None or package.origin is None:
         raise UserError(f'the config is for {library}, which is not installed; install it')

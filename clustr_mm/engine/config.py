@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
-from clustr_mm.datasets.check import type_name
-from clustr_mm.engine.errors import UserError, dicts, near
+from clustr_mm.datasets.check import LIBRARIES, each_dict, type_name
+from clustr_mm.engine.errors import UserError, near
+from clustr_mm.weights.files import load_pretrained
 
 # Top-level names that take effect without being one of the Runner's arguments.
 _ALSO_READ = (
@@ -20,15 +22,10 @@ _ALSO_READ = (
     'find_unused_parameters', 'model_wrapper_cfg', 'preprocess_cfg', 'runner_type', 'strategy',
     'sync_bn', 'tta_model', 'tta_pipeline',
 )  # fmt: skip
-LIBRARIES = ('mmdet', 'mmseg', 'mmpose', 'mmpretrain')
 
 
 def load_config(path: str) -> Config:
-    """Reads a config file, and makes its custom imports.
-
-    Raises:
-        UserError: If there is no such file (with the nearest names), or it cannot be read.
-    """
+    """Reads a config file, and makes its custom imports; a mistyped one gets the nearest names."""
     if not os.path.isfile(path):
         raise UserError(f'config {path} does not exist{near_files(Path(path))}')
     try:
@@ -38,11 +35,7 @@ def load_config(path: str) -> Config:
 
 
 def library_of(cfg: Config) -> str:
-    """The task library of a config: its ``default_scope``, else where its model's type comes from.
-
-    Raises:
-        UserError: If neither names one of the four.
-    """
+    """The task library of a config: its ``default_scope``, else where its model's type is from."""
     kind = (cfg.get('model') or {}).get('type', '')
     model = kind.split('.')[0] if isinstance(kind, str) else kind.__module__.split('.')[0]
     for name in (cfg.get('default_scope'), model):
@@ -55,11 +48,7 @@ def library_of(cfg: Config) -> str:
 
 
 def clustr_backbone(cfg: Config) -> Any:
-    """The settings of a config's ClusTR, its ``model.backbone``.
-
-    Raises:
-        UserError: If that is no ClusTR.
-    """
+    """The settings of a config's ClusTR, its ``model.backbone``; else a ``UserError``."""
     backbone = (cfg.get('model') or {}).get('backbone') or {}
     if type_name(backbone.get('type', '')) != 'ClusTR':
         raise UserError(f'config {cfg.filename} has no model with the backbone ClusTR; give one')
@@ -71,11 +60,8 @@ def set_data_root(cfg: Config, root: str) -> None:
 
     A data set's own paths are joined with its ``data_root``; an evaluator's ``ann_file`` and a
     ``bbox_file`` are whole paths and begin with it. Both kinds follow.
-
-    Raises:
-        UserError: If the config names no data root, or several.
     """
-    places = [node for node in dicts(cfg) if isinstance(node.get('data_root'), str)]
+    places = [node for node in each_dict(cfg._cfg_dict) if isinstance(node.get('data_root'), str)]
     old_roots = {os.path.normpath(node['data_root']) for node in places if node['data_root']}
     if not places:
         raise UserError(f'--data-root {root}: config {cfg.filename} has no data_root to replace')
@@ -84,21 +70,18 @@ def set_data_root(cfg: Config, root: str) -> None:
             f'--data-root {root}: config {cfg.filename} reads from {len(old_roots)} folders '
             f'({", ".join(sorted(old_roots))}); set them one by one with --cfg-options'
         )
-    for old in old_roots:
-        for name in cfg:
-            if name.endswith(('_dataloader', '_evaluator')):
-                cfg[name] = _replace_prefix(cfg[name], old, root)
-    for node in dicts(cfg):
+    for name in [name for name in cfg if name.endswith(('_dataloader', '_evaluator'))]:
+        for old in old_roots:
+            cfg[name] = _replace_prefix(cfg[name], old, root)
+    for node in each_dict(cfg._cfg_dict):
         if isinstance(node.get('data_root'), str):
             node['data_root'] = root
 
 
 def check_keys(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Refuses ``--cfg-options`` that are mistyped: next to a name that exists, and read by nobody.
+    """Refuses ``--cfg-options`` that are mistyped, or would take the place of a dict.
 
-    Raises:
-        UserError: If a key is close to one of the config's and not one, or a value takes the place
-            of a dict.
+    A key is mistyped if it is close to a name that exists, and nobody reads it.
     """
     known = {*inspect.signature(Runner.__init__).parameters, *_ALSO_READ, *cfg}
     for key, value in options.items():
@@ -131,11 +114,7 @@ def check_keys(cfg: Config, options: Mapping[str, Any]) -> None:
 
 
 def use_amp(cfg: Config, device: str) -> None:
-    """Sees that ``--amp`` can be; a wrapper given as a class becomes its name, which mmseg knows.
-
-    Raises:
-        UserError: If the run's device is the CPU.
-    """
+    """Sees that ``--amp`` can be; a wrapper that is a class becomes its name, which mmseg knows."""
     if device == 'cpu':
         raise UserError('--amp needs a GPU, and this run is on the CPU; leave --amp out')
     wrapper = cfg.get('optim_wrapper') or {}
@@ -144,16 +123,17 @@ def use_amp(cfg: Config, device: str) -> None:
 
 
 def use_init_from(cfg: Config, checkpoint: str) -> None:
-    """Makes the backbone start from the ``backbone.`` weights of a file or an address.
-
-    Raises:
-        UserError: If there is no such file, or the config has no backbone.
-    """
+    """Makes the backbone start from the ``backbone.`` weights of a file or an address, strictly."""
     if '://' not in checkpoint and not os.path.isfile(checkpoint):
         raise UserError(f'--init-from: checkpoint {checkpoint} does not exist; check the path')
-    if not isinstance(cfg.model.get('backbone'), dict):
+    backbone: Any = cfg.model.get('backbone')
+    if not isinstance(backbone, dict):
         raise UserError(f'--init-from {checkpoint}: config {cfg.filename} has no model.backbone')
-    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
+    start = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
+    if type_name(backbone['type']) != 'ClusTR':  # which is strict itself: mmengine loads what fits
+        with DefaultScope.overwrite_default_scope(library_of(cfg)):
+            load_pretrained(MODELS.build({**backbone, 'init_cfg': None}), start)
+    backbone['init_cfg'] = start
 
 
 def near_files(path: Path) -> str:

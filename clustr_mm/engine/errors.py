@@ -12,15 +12,15 @@ import logging
 import os
 import re
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
+
+from clustr_mm.datasets.check import NO_SAMPLE, each_dict
 
 _PACKAGE = __name__.split('.')[0]
 _PACKAGE_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -36,10 +36,17 @@ _DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG,
     errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
 }  # fmt: skip
-_LOST_CONNECTION = (
-    'lost the connection to another process of this run; the one that ended first says why'
-)
-_FIRST_SPEAKS = 5  # seconds that the other processes of a machine let the first one have
+# What is said too far from the cause to be understood.
+_IN_OTHER_WORDS = {
+    'Weights only load failed': 'a checkpoint that the config names holds more than plain data, '
+    'and loading it could run any code; --trust-checkpoint loads it all the same',
+    'gloo/transport': 'lost the connection to another process of this run; the one that ended '
+    'first says why',
+    'Expected more than 1 value per channel': 'batch normalisation needs more than one value a '
+    'channel, and this batch is too small for it; set train_dataloader.batch_size to 2 or more',
+    'need at least one array to concatenate': f'{NO_SAMPLE} tools/check_data.py says in which '
+    'data set',
+}
 
 
 class UserError(Exception):
@@ -47,26 +54,16 @@ class UserError(Exception):
 
 
 def near(
-    name: str,
-    known: Iterable[str],
-    shown: Mapping[str, str] | None = None,
-    cutoff: float = 0.6,
+    name: str, known: Iterable[str], shown: Mapping[str, str] | None = None, cutoff: float = 0.6
 ) -> str:
-    """Says which known names, written as shown, a mistyped one is close to.
-
-    Returns:
-        str: ``"; did you mean 'a' or 'b'?"``, or nothing where no name is close.
-    """
+    """Says ``"; did you mean 'a' or 'b'?"`` of known names, written as shown, or nothing."""
     matches = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=cutoff)
     written = [shown[each] if shown else repr(each) for each in matches]
     return f'; did you mean {" or ".join(written)}?' if matches else ''
 
 
 def explain(error: BaseException, cfg: Config | None = None) -> str | None:
-    """Finds the one line to show for an exception; None where it looks like a bug.
-
-    Mistakes in the config that was being run are told from bugs by looking there.
-    """
+    """The one line to show for an exception; None where it looks like a bug, also by the config."""
     for each in _causes(error):
         line = _explain_one(each, cfg)
         if line is not None:
@@ -77,13 +74,13 @@ def explain(error: BaseException, cfg: Config | None = None) -> str | None:
 def run_tool(main: Callable[[Sequence[str] | None], object]) -> int:
     """Runs a command line and turns a user's mistake into ``error: ...`` and status 1.
 
-    ``CLUSTR_DEBUG=1`` in the environment (or the tools' ``--debug``) shows the traceback too. Gives
-    the exit status.
+    ``CLUSTR_DEBUG=1`` in the environment (``--debug``) shows the traceback too.
+
+    Returns:
+        The exit status.
     """
     # With a full disk every log line would print a traceback of the logging module.
     logging.raiseExceptions = False
-    local_rank = os.environ.get('LOCAL_RANK', os.environ.get('SLURM_LOCALID', '0'))
-    one_of_many = local_rank != '0'
     try:
         main(None)
     except KeyboardInterrupt as error:
@@ -91,10 +88,6 @@ def run_tool(main: Callable[[Sequence[str] | None], object]) -> int:
         return 130
     except Exception as error:
         line = explain(error)
-        if one_of_many and line is not None and not torch.distributed.is_initialized():
-            # What goes wrong before the processes have met mostly goes wrong in each of them: the
-            # first says so, and its end ends this one before the time is over.
-            time.sleep(_FIRST_SPEAKS)
         if line is None or os.environ.get('CLUSTR_DEBUG'):
             traceback.print_exc()
         if line is not None:
@@ -134,22 +127,14 @@ def _explain_one(error: BaseException, cfg: Config | None) -> str | None:
     if 'Original Traceback' in text:
         ours = _OURS_IN_TEXT.findall(text)
         return ours[-1] if ours else None
-    if type(error).__module__.split('.')[0] == _PACKAGE or _raised_by_us(error):
+    where = _raised_by(error)
+    if type(error).__module__.split('.')[0] == _PACKAGE or where.startswith(_PACKAGE_FOLDER):
         return text
     if isinstance(error, OSError) and error.errno in _DISK:
         return f'{error.strerror}: {error.filename or "writing to the work folder"}'
-    if 'Weights only load failed' in text:
-        return (
-            'a checkpoint that the config names holds more than plain data, and loading it could '
-            'run any code; --trust-checkpoint loads it all the same'
-        )
-    if 'gloo/transport' in text:
-        return _LOST_CONNECTION
-    if 'Expected more than 1 value per channel' in text:
-        return (
-            'batch normalisation needs more than one value a channel, and this batch is too small '
-            'for it; set train_dataloader.batch_size to 2 or more'
-        )
+    for words, line in _IN_OTHER_WORDS.items():
+        if words in text:
+            return line
     if isinstance(error, TypeError):
         return _unknown_argument(text, cfg) if cfg is not None else None
     if isinstance(error, KeyError) and (match := _UNREGISTERED.search(text)):
@@ -158,25 +143,14 @@ def _explain_one(error: BaseException, cfg: Config | None) -> str | None:
             f'type {match[1]!r} is not in the {match[2]} registry; is it spelt right, and its '
             f'package in custom_imports{hint or "?"}'
         )
-    where = _raised_by(error)
-    if text and where and _LIBRARY_CODE.search(where) and not _BUILD_CODE.search(where):
-        return text
-    return None
+    return text if _LIBRARY_CODE.search(where) and not _BUILD_CODE.search(where) else None
 
 
-def _raised_by_us(error: BaseException) -> bool:
-    """Whether a ``raise`` statement of this package made the exception (then it has a message)."""
-    where = _raised_by(error)
-    return where is not None and where.startswith(_PACKAGE_FOLDER)
-
-
-def _raised_by(error: BaseException) -> str | None:
-    """The file whose ``raise`` or ``assert`` made the exception; None where an operation failed."""
+def _raised_by(error: BaseException) -> str:
+    """The file whose ``raise`` or ``assert`` made the exception; none where an operation failed."""
     frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return None
-    line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0)
-    return frames[-1].filename if re.match(r'\s*(raise|assert)\b', line) else None
+    line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0) if frames else ''
+    return frames[-1].filename if re.match(r'\s*(raise|assert)\b', line) else ''
 
 
 def _unknown_argument(text: str, cfg: Config) -> str | None:
@@ -185,7 +159,7 @@ def _unknown_argument(text: str, cfg: Config) -> str | None:
     if match is None:
         return None
     owner, key = match[1].removesuffix('.__init__').split('.')[-1], match[2]
-    holders = [node for node in dicts(cfg) if key in node]
+    holders = [node for node in each_dict(cfg._cfg_dict) if key in node]
     if not holders:
         return None
     known = [name for node in holders for name in node if name != key]
@@ -199,19 +173,6 @@ def _unknown_argument(text: str, cfg: Config) -> str | None:
         if '__init__' in vars(base):
             known += inspect.signature(base).parameters
     return f'{owner} has no option {key!r}{near(key, known)}'
-
-
-def dicts(node: object) -> Iterator[dict]:
-    """Yields every dict of a config or a part of one, outer ones first."""
-    if isinstance(node, Config):
-        node = node._cfg_dict
-    if isinstance(node, dict):
-        yield node
-        for value in node.values():
-            yield from dicts(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from dicts(value)
 
 
 def _log_to_file(error: BaseException) -> None:

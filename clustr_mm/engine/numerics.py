@@ -34,11 +34,7 @@ class NumericsGuardHook(Hook):
     until its scale has fallen below 1.
 
     Args:
-        stop_after: After how many such steps in a row the run ends; None: never, they are passed
-            over.
-
-    Raises:
-        ValueError: If ``stop_after`` is below 1.
+        stop_after: After how many such steps in a row, 1 or more, the run ends; None: never.
     """
 
     priority = 'HIGH'  # before those who log and save
@@ -61,26 +57,20 @@ class NumericsGuardHook(Hook):
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Keeps what the step may spoil."""
         self._made = self._left_out = False
-        self._buffers = [buffer.clone() for buffer in _buffers(runner)]
+        self._buffers = [buffer.clone() for buffer in unwrapped(runner.model).buffers()]
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Judges the step.
-
-        Raises:
-            UserError: If it is the last fault in a row that the run may have.
-        """
-        losses = {
-            name: float(torch.as_tensor(value).detach()) for name, value in (outputs or {}).items()
-        }
+        """Judges the step, and ends the run at the last fault in a row that it may have."""
         # Of the values logged, mmengine trains on those whose names say loss.
-        wrong = [n for n, value in losses.items() if 'loss' in n and not math.isfinite(value)]
+        losses = {name: value for name, value in (outputs or {}).items() if 'loss' in name}
+        wrong = [name for name, value in losses.items() if not math.isfinite(value)]
         if not wrong and not self._left_out and self._gradients_finite(runner):
             self._in_a_row = 0
             return
         self._in_a_row += 1
-        for buffer, before in zip(_buffers(runner), self._buffers, strict=True):
+        for buffer, before in zip(unwrapped(runner.model).buffers(), self._buffers, strict=True):
             buffer.copy_(before)
         for wrapper in _wrappers(runner):
             wrapper.zero_grad()  # those of a step that is still being accumulated
@@ -126,7 +116,7 @@ class NumericsGuardHook(Hook):
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no element is NaN or infinite, with one synchronisation with the device."""
+    """Whether no element is NaN or infinite; waits for the device once."""
     finite = [
         (each.coalesce().values() if each.is_sparse else each).detach().isfinite().all()
         for each in tensors
@@ -139,10 +129,6 @@ def batch_files(batch: Any) -> list[str]:
     samples = batch.get('data_samples', []) if isinstance(batch, dict) else []
     found = (getattr(sample, 'metainfo', {}).get('img_path') for sample in samples)
     return [str(path) for path in found if path is not None]
-
-
-def _buffers(runner: Any) -> Iterator[Tensor]:
-    return unwrapped(runner.model).buffers()
 
 
 def _wrappers(runner: Any) -> Iterator[OptimWrapper]:

@@ -15,7 +15,7 @@ from mmengine.device import utils as mmengine_device
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from clustr_mm.engine.errors import UserError
-from clustr_mm.weights.files import WEIGHTS_ONLY, read_checkpoint, trust_checkpoints
+from clustr_mm.weights.files import plain_data_only, read_checkpoint, trust_checkpoints
 
 TRUST = dict(
     action='store_true',
@@ -27,11 +27,7 @@ class Parser(argparse.ArgumentParser):
     """Ends a mistyped option as every other mistake ends: one line, status 1."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises what argparse would print with the usage.
-
-        Raises:
-            UserError: Always.
-        """
+        """Raises what argparse would print with the usage."""
         raise UserError(f'{self.prog}: {message} (see --help)')
 
 
@@ -63,32 +59,27 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 def reading_safely(trusted: bool) -> Iterator[None]:
     """Says whether checkpoints may run code, in this process and those that it starts.
 
-    Args:
-        trusted: ``--trust-checkpoint``. Without it torch refuses every pickle of more than plain
-            data, whoever asks for it: mmengine's fallback to full pickles is not reached.
+    If not, torch refuses every pickle of more than plain data, whoever asks for it: mmengine's
+    fallback to full pickles is not reached.
     """
-    # Those of mmengine's readers that fall back to a full pickle; other schemes stay as they are.
-    own = ['', 'http://', 'https://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://', r'.*\.safetensors$']
-    CheckpointLoader.register_scheme(own, _read, force=True)
+    schemes = dict(CheckpointLoader._schemes)
+    # mmengine's own that fall back to a full pickle; the user's readers stay, and so do names in
+    # tables ('torchvision://resnet50'), which torch alone loads.
+    own = {name for name, reader in schemes.items() if reader.__module__.startswith('mmengine.')}
+    own &= {'', 'http://', 'https://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://'}
+    own |= {r'.*\.safetensors$'} - schemes.keys()
+    CheckpointLoader.register_scheme([*own], _read, force=True)
     trust_checkpoints(trusted)
-    before = os.environ.pop(WEIGHTS_ONLY, None)
-    if not trusted:
-        os.environ[WEIGHTS_ONLY] = '1'
     try:
-        yield
+        with plain_data_only(not trusted):
+            yield
     finally:
         trust_checkpoints(False)
-        os.environ.pop(WEIGHTS_ONLY, None)
-        if before is not None:
-            os.environ[WEIGHTS_ONLY] = before
+        CheckpointLoader._schemes = schemes
 
 
 def choose_device(name: str | None) -> str:
-    """Makes mmengine's runners take a device; of None, says which they take by themselves.
-
-    Raises:
-        UserError: If CUDA is asked for where there is none.
-    """
+    """Makes mmengine's runners take a device; of None, says which they take by themselves."""
     if name == 'cuda' and not torch.cuda.is_available():
         raise UserError('--device cuda: torch sees no GPU here; leave the option out or say cpu')
     if name is not None:

@@ -37,12 +37,7 @@ def _loading_step(cfg: Config) -> Any:
 
 
 def image_loader(cfg: Config) -> Callable[[str], np.ndarray]:
-    """The reading of a config's test pipeline.
-
-    Returns:
-        Reads a file: (H, W, C), BGR where C is 3, bands of any type elsewhere. It raises
-        ``UserError`` where that is no image.
-    """
+    """The reading of a config's test pipeline: of a file (H, W, C), BGR where C is 3."""
     with in_library(cfg.get('default_scope')):
         load = TRANSFORMS.build(_loading_step(cfg))
 

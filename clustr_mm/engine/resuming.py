@@ -1,7 +1,7 @@
 """A run that was stopped goes on as if it had not been.
 
 mmengine brings back weights, optimizer, schedule, scaler and history. Here is the rest: chance
-(seeding.py), the place in the middle of an epoch, gradients that wait for their step, and a
+(samples.py), the place in the middle of an epoch, gradients that wait for their step, and a
 validation that the stop came before.
 """
 
@@ -17,8 +17,7 @@ from mmengine.registry import HOOKS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from clustr_mm.engine.errors import UserError
-from clustr_mm.engine.samples import place_batches
-from clustr_mm.engine.seeding import seed_step
+from clustr_mm.engine.samples import place_batches, seed_step
 from clustr_mm.engine.unwrapping import unwrapped
 
 _DONE = 'epoch_batches_done'  # of how many, in the message hub, which every checkpoint holds
@@ -33,11 +32,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
     """
 
     def run_epoch(self) -> None:
-        """Runs one epoch, or what a resumed run has left of it.
-
-        Raises:
-            UserError: If the batches have another size than those that were done.
-        """
+        """Runs one epoch, or what a resumed run has left of it, of batches of the same size."""
         done = self._batches_done()
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
@@ -190,10 +185,7 @@ class ResumeHook(Hook):
 
     @master_only
     def after_val_epoch(self, runner: Any, metrics: dict | None = None) -> None:
-        """Notes that this point of the run has been validated.
-
-        Not in the checkpoint, which is written before the validation.
-        """
+        """Notes this point of the run, and not in its checkpoint, which is written before."""
         if runner._train_loop is not None and not isinstance(runner._train_loop, dict):
             Path(runner.work_dir, _VALIDATED).write_text(str(_place(runner)[0]))
 

@@ -79,21 +79,13 @@ class ToolRunner(Runner):
         return made
 
     def test(self) -> dict[str, float]:
-        """Tests with all of the model's weights, or not at all.
-
-        Returns:
-            dict: The metrics by name.
-        """
+        """Tests with all of the model's weights, or not at all; gives the metrics by name."""
         self._strict = True
         self.metrics = super().test()
         return self.metrics
 
     def load_or_resume(self) -> None:
-        """Loads what the config names; ``resume`` without a file takes the newest whole one.
-
-        Raises:
-            UserError: If a run is to go on and none of its checkpoints is whole.
-        """
+        """Loads what the config names; ``resume`` without a file takes the newest whole one."""
         if self._has_loaded:
             return
         # After a restart of several machines only some of the processes know that they go on.
@@ -115,11 +107,7 @@ class ToolRunner(Runner):
             )
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
-        """Goes on from a checkpoint.
-
-        Raises:
-            UserError: If its optimizer or schedule is not this config's.
-        """
+        """Goes on from a checkpoint whose optimizer and schedule are this config's."""
         self._strict = True
         try:
             super().resume(filename, *args, **kwargs)
@@ -131,30 +119,14 @@ class ToolRunner(Runner):
                 f'{filename} was saved with another optimizer or schedule ({reason}); go on with '
                 'the config that it was saved with, or start anew with --init-from'
             ) from error
-        if not any(type(hook).__name__ == 'ResumeHook' for hook in self.hooks):
-            self.logger.info(
-                'Resumed as mmengine does: order and augmentation of the data are not those of a '
-                'run that was never stopped (our loops and ResumeHook make them so).'
-            )
 
     def load_checkpoint(
-        self,
-        filename: str,
-        map_location: Any = 'cpu',
-        strict: bool = False,
-        revise_keys: Any = None,
+        self, filename: str, map_location: Any = 'cpu', strict: bool = False, revise_keys: Any = ()
     ) -> dict[str, Any]:
         """Loads a checkpoint without running anything that it contains.
 
         For a test or a resumption every weight must be there and fit; ``load_from`` in training
         loads what fits and lists the rest, as mmengine does.
-
-        Returns:
-            dict: The checkpoint, on the CPU.
-
-        Raises:
-            CheckpointError: If the file is missing, is no checkpoint, or does not fit.
-            UserError: If a run is to go on from a file that holds weights only.
         """
         if re.match(r'(modelzoo|torchvision|open-?mmlab|mmcls|pavi)://', filename):
             checkpoint = CheckpointLoader.load_checkpoint(filename, 'cpu')  # a name in a table
@@ -202,16 +174,9 @@ class ToolRunner(Runner):
 
 
 def start_cpu_processes(launcher: str) -> None:
-    """Joins this process to the gloo group of its launch.
+    """Joins this process to the gloo group of its launch, if it is in none.
 
-    mmengine's own start always picks a CUDA device, so a run without one must come first; it
-    then finds the group started and leaves it alone.
-
-    Args:
-        launcher: 'pytorch', 'slurm' or 'mpi'.
-
-    Raises:
-        UserError: If the launcher's variables are not in the environment.
+    mmengine's own start always picks a CUDA device; it leaves a group that it finds alone.
     """
     if torch.distributed.is_initialized():
         return
@@ -222,9 +187,8 @@ def start_cpu_processes(launcher: str) -> None:
             f'--launcher {launcher}: {", ".join(missing)} not in the environment; start the tool '
             f'with {"torchrun" if launcher == "pytorch" else launcher}, or leave --launcher out'
         )
-    values = [os.environ[name] for name in variables]
-    for name, value in zip(('RANK', 'WORLD_SIZE', 'LOCAL_RANK'), values, strict=True):
-        os.environ[name] = value
+    for name, given in zip(_LAUNCHER_VARIABLES['pytorch'], variables, strict=True):
+        os.environ[name] = os.environ[given]
     if 'MASTER_ADDR' not in os.environ and int(os.environ.get('SLURM_NNODES', '1')) > 1:
         raise UserError(f'--launcher {launcher} over several machines needs MASTER_ADDR set')
     os.environ.setdefault('MASTER_ADDR', '127.0.0.1')

@@ -24,7 +24,7 @@ from clustr_mm.ops.clustering import (
     split_map,
     windowed_dpc_knn,
 )
-from clustr_mm.ops.dispatch import integer
+from clustr_mm.ops.dispatch import integer, known
 from clustr_mm.ops.merging import merge_by_product, merge_single_tokens, merge_tokens
 
 FineScope = Literal['global', 'window']
@@ -212,10 +212,12 @@ class ClusterAttention(nn.Module):
                 return Clusters(labels, windows.num_clusters, windows)
         if self.backend == 'traceable':  # a graph for any size does not know where M = N
             return Clusters(tuple(dpc_knn_traceable(x, counts, self.k).unbind(0)), counts)
-        # Where every token is a cluster, attention does not see in which order.
-        asked = [count for count in counts if count < tokens]
+        # Where every token is a cluster, attention does not see in which order. A compiled graph for
+        # any size cannot know, and clusters them.
+        single = [known(count == tokens) for count in counts]
+        asked = [count for count, each in zip(counts, single, strict=True) if not each]
         found = iter(dpc_knn(x, asked, self.k, self.backend) if asked else ())
-        return Clusters(tuple(next(found) if m < tokens else None for m in counts), counts)
+        return Clusters(tuple(None if each else next(found) for each in single), counts)
 
     def forward(
         self,

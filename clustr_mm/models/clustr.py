@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -351,17 +352,22 @@ class ClusTR(nn.Module):
         Raises:
             ValueError: If the images have another number of dimensions or channels, or none.
         """
-        self._check_images(images)
-        if self.crop_padding:
-            return without_padding(self._maps, images, [self.strides[i] for i in self.out_indices])
-        return self._maps(images)
+        return self._maps(images, self.out_indices)
 
-    def _maps(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The maps that were asked for, of images without padding."""
+    def _maps(self, images: Tensor, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """The maps of some stages, as ``forward`` returns them."""
+        _check_images(images, self.in_channels)
+        if self.crop_padding:
+            run = partial(self._run, indices=indices)
+            return without_padding(run, images, [self.strides[i] for i in indices])
+        return self._run(images, indices)
+
+    def _run(self, x: Tensor, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """The maps of some stages, of images without padding."""
         maps = []
-        for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
+        for i, stage in enumerate(self.stages[: max(indices) + 1]):
             x = stage(x)
-            if i in self.out_indices:
+            if i in indices:
                 # mmcv's RoIAlign reads memory in the order (C, H, W), whatever the strides say.
                 maps.append(x.contiguous())
         return tuple(maps)
@@ -377,7 +383,7 @@ class ClusTR(nn.Module):
             For each stage, block and scale a map (B, H, W) int64 of cluster numbers. Stages with
             ordinary attention have an empty list.
         """
-        self._check_images(images)
+        _check_images(images, self.in_channels)
         maps: list[list[tuple[Tensor, ...]]] = []
 
         def look(attention: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -401,13 +407,6 @@ class ClusTR(nn.Module):
                     hook.remove()
         return maps
 
-    def _check_images(self, images: Tensor) -> None:
-        if images.dim() != 4 or images.shape[1] != self.in_channels or 0 in images.shape:
-            raise ValueError(
-                f'images have shape {tuple(images.shape)}; use (B, {self.in_channels}, height, '
-                'width), none of them 0'
-            )
-
     def train(self, mode: bool = True) -> ClusTR:
         """Sets the mode; frozen stages stay in evaluation mode, and norms if ``norm_eval``."""
         super().train(mode)
@@ -425,6 +424,15 @@ class ClusTR(nn.Module):
         # Stages that never run get no gradient; data-parallel training wants to know.
         for stage in self.stages[max(self.out_indices) + 1 :]:
             stage.requires_grad_(False)
+
+
+@torch.fx.wrap  # one node of a symbolic trace, which has no shapes to look at
+def _check_images(images: Tensor, channels: int) -> None:
+    if images.dim() != 4 or images.shape[1] != channels or 0 in images.shape:
+        raise ValueError(
+            f'images have shape {tuple(images.shape)}; use (B, {channels}, height, width), none of '
+            'them 0'
+        )
 
 
 def _arch_facts(arch: str | Mapping[str, Sequence[int]]) -> dict[str, Any]:

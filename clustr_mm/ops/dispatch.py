@@ -282,6 +282,10 @@ def _function(
     return type('Function', (Function,), members)
 
 
+# torch 2.1 has neither this function nor a trace that runs the code itself.
+is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)
+
+
 def integer(value: Any, name: str) -> int:
     """A count as an int: numpy has its own, and torch.jit.trace tensors without a dimension.
 
@@ -294,3 +298,12 @@ def integer(value: Any, name: str) -> int:
         return operator.index(value)
     except TypeError:
         raise ValueError(f'{name} is {value!r}; use an integer') from None
+
+
+def known(condition: bool) -> bool:
+    """Whether a condition on sizes holds; in a graph for any size, whether it holds for all."""
+    if not is_compiling():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)

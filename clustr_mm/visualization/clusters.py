@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -116,28 +117,20 @@ def normalise(image: np.ndarray, preprocessor: Any = None) -> Tensor:
         (1, C, H, W), float32.
     """
     settings = _IMAGENET if preprocessor is None else preprocessor
+
+    def setting(*names: str) -> Any:
+        get = settings.get if isinstance(settings, Mapping) else partial(getattr, settings)
+        return next((value for name in names if (value := get(name, None)) is not None), None)
+
     pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)  # (C, H, W)
     # The libraries load BGR, and say, each in its own word, that a network wants RGB.
-    wants_rgb = _setting(
-        settings, 'bgr_to_rgb', 'to_rgb', '_channel_conversion', 'channel_conversion'
-    )
+    wants_rgb = setting('bgr_to_rgb', 'to_rgb', '_channel_conversion', 'channel_conversion')
     if len(pixels) == 3 and not wants_rgb:
         pixels = pixels.flip(0)
     for key, apply in (('mean', torch.sub), ('std', torch.div)):
-        value = _setting(settings, key)
-        if value is not None:
+        if (value := setting(key)) is not None:
             pixels = apply(pixels, torch.as_tensor(value, device='cpu').float().view(-1, 1, 1))
     return pixels[None]
-
-
-def _setting(settings: Any, *names: str) -> Any:
-    """The first of several names that a dict or a module knows; None if it knows none."""
-    known = (
-        settings
-        if isinstance(settings, Mapping)
-        else {n: getattr(settings, n, None) for n in names}
-    )
-    return next((known[name] for name in names if known.get(name) is not None), None)
 
 
 def draw_sheet(
@@ -146,16 +139,10 @@ def draw_sheet(
     scales: Sequence[int] | None = None,
     title: str = '',
 ) -> Image.Image:
-    """Draws a row a block: the centres, each scale's clusters and their sizes, the weights.
+    """Draws a row a block of what ``view_blocks`` saw in a photograph, (H, W, 3) uint8, RGB.
 
-    Args:
-        photo: (H, W, 3) uint8, RGB.
-        views: How blocks group it.
-        scales: Which scales, from 1, the coarsest; None for all.
-        title: A line above.
-
-    Raises:
-        ValueError: If there is no such scale.
+    A row has the centres, each scale's clusters and their sizes, and the tokens' weights; the
+    ``scales`` are as for ``show_clusters``.
     """
     count = len(views[0].labels)
     wanted = list(scales or range(1, count + 1))
@@ -217,19 +204,12 @@ def bare_axes(axes: Axes, picture: np.ndarray, title: str, **how: Any) -> Any:
 
 
 def _show_map(
-    axes: Axes,
-    values: np.ndarray,
-    photo: np.ndarray,
-    title: str,
-    limits: tuple[float, float],
+    axes: Axes, values: np.ndarray, photo: np.ndarray, title: str, limits: tuple[float, float],
     colors: str,
-) -> None:
+) -> None:  # fmt: skip
     """Shows values (h, w) as a heat map of the photograph's size, its logarithmic scale beside."""
-    extent = (0, photo.shape[1], photo.shape[0], 0)
-    picture = bare_axes(
-        axes, values, title, cmap=colors, norm=LogNorm(*limits), interpolation='nearest',
-        extent=extent,
-    )  # fmt: skip
+    how = dict(extent=(0, photo.shape[1], photo.shape[0], 0), interpolation='nearest')
+    picture = bare_axes(axes, values, title, cmap=colors, norm=LogNorm(*limits), **how)
     bar = axes.figure.colorbar(picture, cax=axes.inset_axes((1.02, 0, 0.04, 1)))
     ticks = np.geomspace(*limits, 3).tolist()
     bar.set_ticks(ticks, labels=[f'{tick:.2g}' if tick < 10 else f'{tick:.0f}' for tick in ticks])

@@ -40,8 +40,6 @@ class ClusterPictureHook(Hook):
         scales: Sequence[int] | None = None,
         side: int | None = 224,
     ) -> None:
-        if images < 1:
-            raise ValueError(f'images is {images}; use at least 1')
         self.images = images
         self.how: dict[str, Any] = dict(stages=stages, blocks=blocks, scales=scales, side=side)
 

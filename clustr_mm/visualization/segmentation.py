@@ -10,10 +10,10 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from clustr_mm.datasets.labels import IGNORED
 from clustr_mm.visualization.clusters import bare_axes, read_photo, rendered
 from clustr_mm.visualization.overlay import draw_clusters, enlarge, paint_labels
 
-_IGNORED = 255  # label of pixels that belong to no class
 _SIDE = 480  # pixels that a picture has at least, squared, so that outlines are fine
 
 
@@ -22,19 +22,15 @@ def compare_segmentation(
     batches: Iterable[dict[str, Any]],
     classes: Sequence[str],
     palette: Sequence[Sequence[int]],
-    stage: int = 0,
-    scale: int = 0,
     title: str = '',
 ) -> np.ndarray:
-    """Draws a sheet with a row an image: image, truth, prediction, clusters.
+    """Draws a sheet with a row an image: image, truth, prediction, first stage's coarsest clusters.
 
     Args:
         model: A segmentation model of mmseg whose backbone is ClusTR.
         batches: Batches as a test data loader gives them; every image becomes a row.
         classes: The classes' names.
         palette: Their RGB colours, from 0 to 255.
-        stage: Which stage's clusters to draw, from 0; its last block's are taken.
-        scale: Which of their scales, from 0, the coarsest.
         title: A line above the sheet.
 
     Returns:
@@ -46,19 +42,19 @@ def compare_segmentation(
         with torch.no_grad():
             samples = model.test_step(batch)
             inputs = model.data_preprocessor(batch, False)['inputs']  # (B, 3, H, W)
-            maps = model.backbone.cluster_maps(inputs)[stage][-1][scale]  # (B, h, w)
+            maps = model.backbone.cluster_maps(inputs)[0][-1][0]  # (B, h, w)
         count = max(count, int(maps.max()) + 1)
         for sample, clusters in zip(samples, maps.cpu().numpy(), strict=True):
             image = enlarge(read_photo(sample.img_path, None), _SIDE)
             row = [image]
             for each in (sample.gt_sem_seg, sample.pred_sem_seg):
                 labels = each.data.squeeze(0).cpu().numpy()
-                row.append(paint_labels(image, labels, palette, alpha=0.7, ignore=_IGNORED))
+                row.append(paint_labels(image, labels, palette, alpha=0.7, ignore=IGNORED))
                 # Only what covers something that can be seen is explained.
-                counts = np.bincount(labels[labels != _IGNORED], minlength=1)
+                counts = np.bincount(labels[labels != IGNORED], minlength=1)
                 shown |= set(np.flatnonzero(counts > labels.size / 500).tolist())
             rows.append([*row, draw_clusters(image, clusters)])
-    columns = ('image', 'truth', 'prediction', f'{count} clusters (stage {stage + 1})')
+    columns = ('image', 'truth', 'prediction', f'{count} clusters (stage 1)')
     figure = Figure(figsize=(2.9 * len(columns), 2.9 * len(rows) + 1.1), layout='constrained')
     figure.suptitle(title)
     grid = figure.subplots(len(rows), len(columns), squeeze=False)

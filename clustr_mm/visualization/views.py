@@ -56,7 +56,7 @@ def view_blocks(
     """Runs the backbone on an image and looks at its blocks.
 
     Args:
-        backbone: The backbone.
+        backbone: The backbone; it stays in its mode.
         image: (1, in_channels, height, width), normalised.
         stages: Numbers of stages, from 1; None for all with cluster attention.
         blocks: Numbers of blocks in each stage, from 1, or from the end, -1 being the last; empty
@@ -95,20 +95,12 @@ def view_blocks(
             single = torch.arange(tokens.shape[1])[None]
             weights = attention.token_weight(tokens).squeeze(-1).float().exp()  # (1, N)
             groups = clusters.windows.groups if clusters.windows is not None else ()
-            views.append(
-                BlockView(
-                    number,
-                    index,
-                    depth,
-                    tuple(
-                        (single if label is None else label).view(hw).cpu().numpy()
-                        for label in clusters.labels
-                    ),
-                    tuple(np.stack(np.divmod(c.cpu().numpy(), hw[1]), axis=1) for c in centres),
-                    weights.view(hw).cpu().numpy(),
-                    sum(len(group.tokens) for group in groups) or 1,
-                )
-            )
+            windows = sum(len(group.tokens) for group in groups) or 1
+            labels = [single if label is None else label for label in clusters.labels]
+            maps = tuple(label.view(hw).cpu().numpy() for label in labels)
+            places = tuple(np.stack(np.divmod(c.cpu().numpy(), hw[1]), axis=1) for c in centres)
+            weight_map = weights.view(hw).cpu().numpy()
+            views.append(BlockView(number, index, depth, maps, places, weight_map, windows))
     if not views:
         raise ValueError(f'blocks are {list(blocks)}; no stage has these')
     return views

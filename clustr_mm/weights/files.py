@@ -9,11 +9,12 @@ import hashlib
 import os
 import pickle
 import re
+import sys
 import tarfile
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from clustr_mm.weights.download import local_file
 from clustr_mm.weights.safe_pickle import WantsCodeError, restricted_pickle
 
 # With 1 in this variable torch.load refuses every pickle of more than plain data.
-WEIGHTS_ONLY = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+_WEIGHTS_ONLY = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _CHECKSUM = 'sha256'  # of the tensors: safetensors' own format has none
 # What DistributedDataParallel and torch.compile put before the names of what they wrap.
 _WRAPPERS = ('module.', '_orig_mod.')
@@ -59,6 +60,7 @@ def read_checkpoint(
     Args:
         source: A file that torch.save, mmengine or safetensors wrote, or its address: http(s), or
             a scheme of mmengine's file backends (``s3://``, ``petrel://``) where that is installed.
+            A reader that the user has registered with mmengine's ``CheckpointLoader`` comes first.
         map_location: Device of the tensors.
         trust: Whether a pickle that names more than plain data is loaded all the same. It can run
             any code.
@@ -69,12 +71,29 @@ def read_checkpoint(
     Raises:
         CheckpointError: If the file is missing, damaged, no such file, or would run code.
     """
-    name = str(source)
+    name, trust = str(source), trust or _trusted
     try:
+        if (reader := _users_reader(name)) is not None:
+            with plain_data_only(not trust):
+                return dict(reader(name, map_location=map_location))
         with local_file(name) as path:
-            return _read_file(path, name, map_location, trust or _trusted)
+            return _read_file(path, name, map_location, trust)
     except OSError as error:
         raise CheckpointError(f'{name} cannot be fetched ({_first_line(error)})') from error
+
+
+@contextmanager
+def plain_data_only(only: bool = True) -> Iterator[None]:
+    """Makes torch refuse every pickle of more than plain data, whoever asks it to load one."""
+    before = os.environ.pop(_WEIGHTS_ONLY, None)
+    if only:
+        os.environ[_WEIGHTS_ONLY] = '1'
+    try:
+        yield
+    finally:
+        os.environ.pop(_WEIGHTS_ONLY, None)
+        if before is not None:
+            os.environ[_WEIGHTS_ONLY] = before
 
 
 def file_hash(source: str | os.PathLike[str]) -> str:
@@ -294,6 +313,15 @@ def replace_durably(part: str | os.PathLike[str], path: str | os.PathLike[str]) 
         os.close(folder)
 
 
+def _users_reader(source: str) -> Callable[..., Mapping[str, Any]] | None:
+    """What was registered with mmengine's CheckpointLoader for a source, if it is no library's."""
+    mmengine: Any = sys.modules.get('mmengine.runner.checkpoint')
+    if mmengine is None:  # then nobody can have
+        return None
+    reader = mmengine.CheckpointLoader._get_checkpoint_loader(source)
+    return None if reader.__module__.startswith(('mmengine.', 'clustr_mm.')) else reader
+
+
 def _read_file(
     path: Path, source: str, map_location: str | torch.device, trust: bool
 ) -> dict[str, Any]:
@@ -377,24 +405,13 @@ def _read_torch(path: Path, map_location: str | torch.device, trust: bool) -> An
     except pickle.UnpicklingError:
         pass
     known = restricted_pickle()
-    with _own_unpickler():
+    with plain_data_only(False):  # under which torch takes no unpickler but its own
         try:  # a training checkpoint of mmengine, for example
             return torch.load(path, map_location, pickle_module=known, weights_only=False)
         except WantsCodeError:
             if not trust:
                 raise
         return torch.load(path, map_location=map_location, weights_only=False)
-
-
-@contextmanager
-def _own_unpickler() -> Iterator[None]:
-    """Lifts the variable under which torch.load takes no unpickler but its own, ours neither."""
-    forced = os.environ.pop(WEIGHTS_ONLY, None)
-    try:
-        yield
-    finally:
-        if forced is not None:
-            os.environ[WEIGHTS_ONLY] = forced
 
 
 def _without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,10 +13,10 @@ _base_ = [
 ]
 # Narrower than the real one, and plain BN: it is meant for two cores, where SyncBN cannot run.
 model = dict(
-    data_preprocessor=dict(size=(96, 96)),
+    data_preprocessor=dict(size=(80, 80)),
     backbone=dict(arch='tiny', drop_path_rate=0.0),
     decode_head=dict(
-        channels=64,
+        channels=48,
         num_classes=12,
         dropout_ratio=0.0,
         norm_cfg=dict(type='BN', requires_grad=True),
@@ -29,12 +29,12 @@ model = dict(
     ),
     auxiliary_head=None,
 )
-# Steps are few: a quicker second moment, and 8 times the real recipe's rate.
-optim_wrapper = dict(optimizer=dict(lr=5e-4, betas=(0.9, 0.98)), clip_grad=dict(max_norm=1.0))
-train_cfg = dict(max_iters=1350, val_interval=450)
+# Steps are few: a quicker second moment, and 13 times the real recipe's rate.
+optim_wrapper = dict(optimizer=dict(lr=8e-4, betas=(0.9, 0.98)), clip_grad=dict(max_norm=1.0))
+train_cfg = dict(max_iters=800, val_interval=800)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, begin=0, end=100, by_epoch=False),
-    dict(type='PolyLR', power=1.0, eta_min=0.0, begin=100, end=1350, by_epoch=False),
+    dict(type='LinearLR', start_factor=0.01, begin=0, end=50, by_epoch=False),
+    dict(type='PolyLR', power=1.0, eta_min=0.0, begin=50, end=800, by_epoch=False),
 ]
-default_hooks = dict(checkpoint=dict(interval=450))
+default_hooks = dict(checkpoint=dict(interval=800))
 auto_scale_lr = dict(base_batch_size=4)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from clustr_mm.datasets.mini import MiniData, build
-from clustr_mm.datasets.mini.classes import BY_NAME, CLASSES, COCO_CATEGORIES
 from clustr_mm.datasets.mini.figures import FACE, LEFT_HAND
-from clustr_mm.datasets.mini.layouts import IMAGENET_CLASSES, rle
+from clustr_mm.datasets.mini.mini import rle
 from clustr_mm.datasets.mini.scenes import make_scene
+from clustr_mm.datasets.mini.spec import BY_NAME, CLASSES, COCO_CATEGORIES, IMAGENET_NAMES
 
 SIZE = (96, 128)
 DATA = MiniData('all', train=20, val=12, size=SIZE, seed=5)
@@ -57,7 +57,7 @@ def test_coco_ids_are_cocos():
     assert [c['id'] for c in COCO_CATEGORIES][-1] == 90
     names = {c['id']: c['name'] for c in COCO_CATEGORIES}
     for c in CLASSES:
-        if c.is_thing:
+        if c.coco_id:
             assert names[c.coco_id] in (c.name, f'sports {c.name}')
 
 
@@ -71,7 +71,7 @@ def test_coco_masks_are_the_scenes(roots, val_scenes):
         assert (roots['coco'] / 'val2017' / coco.imgs[i + 1]['file_name']).is_file()
         for annotation, instance in zip(annotations, scene.instances, strict=True):
             assert (coco.annToMask(annotation) == instance.mask).all()
-            assert annotation['area'] == instance.area and annotation['iscrowd'] == 0
+            assert annotation['area'] == instance.mask.sum() and annotation['iscrowd'] == 0
             assert tuple(annotation['bbox']) == instance.box
             assert annotation['category_id'] == BY_NAME[instance.name].coco_id
 
@@ -150,8 +150,8 @@ def test_imagenet_has_the_same_folders_in_both_splits(roots):
         split: sorted(p.name for p in (root / split).iterdir()) for split in ('train', 'val')
     }
     assert folders['train'] == folders['val']
-    # Label i is the i-th folder, and the i-th of IMAGENET_CLASSES.
-    assert folders['train'] == [BY_NAME[name].wnid for name in IMAGENET_CLASSES]
+    # Label i is the i-th folder, and the i-th of IMAGENET_NAMES.
+    assert folders['train'] == [BY_NAME[name].wnid for name in IMAGENET_NAMES]
     assert len(list((root / 'train').glob('*/*.JPEG'))) == 20
     for wnid in folders['val']:
         files = list((root / 'val' / wnid).iterdir())

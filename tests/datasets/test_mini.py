@@ -39,37 +39,26 @@ def test_second_request_touches_nothing(tmp_path):
     assert before == {p: p.stat().st_mtime_ns for p in root.rglob('*')}
 
 
-def test_other_request_replaces_ours(tmp_path):
-    build(tmp_path / 'a', SMALL)
-    root = build(tmp_path / 'a', MiniData('ade20k', 1, 1, (48, 64)))['ade20k']
-    assert len(list(root.rglob('*.jpg'))) == 2
-    assert os.listdir(tmp_path) == ['a']
-
-
 def test_a_link_stays_and_its_folder_is_filled(tmp_path):
     (tmp_path / 'big disk').mkdir()
     (tmp_path / 'a').symlink_to('big disk')
     build(tmp_path / 'a', SMALL)
-    build(tmp_path / 'a', MiniData('ade20k', 1, 1, (48, 64)))
-    assert (tmp_path / 'a').is_symlink()
+    assert (tmp_path / 'a').is_symlink() and (tmp_path / 'big disk' / MANIFEST).is_file()
     assert sorted(os.listdir(tmp_path)) == ['a', 'big disk']
 
 
-def test_somebody_elses_folder_is_refused(tmp_path):
+def test_nothing_is_overwritten(tmp_path):
     (tmp_path / 'photos').mkdir()
     (tmp_path / 'photos' / 'holiday.jpg').write_bytes(b'dear')
-    with pytest.raises(MiniDataError, match='is not empty.*name another folder'):
-        build(tmp_path / 'photos', SMALL)
-    build(tmp_path / 'a', SMALL)
-    (tmp_path / 'a' / 'notes.txt').write_text('mine')
-    with pytest.raises(MiniDataError, match='notes.txt'):
-        build(tmp_path / 'a', MiniData('ade20k', 1, 1, (48, 64)))
-    assert (tmp_path / 'a' / 'notes.txt').read_text() == 'mine'
     (tmp_path / 'file').write_text('')
-    with pytest.raises(MiniDataError, match='is a file'):
-        build(tmp_path / 'file', SMALL)
-    with pytest.raises(MiniDataError, match='is a file'):
+    build(tmp_path / 'other', MiniData('ade20k', 1, 1, (48, 64)))
+    before = contents(tmp_path)
+    for name in ('photos', 'file', 'other'):
+        with pytest.raises(MiniDataError, match='holds something else: name another'):
+            build(tmp_path / name, SMALL)
+    with pytest.raises(NotADirectoryError):
         build(tmp_path / 'file' / 'below' / 'it', SMALL)
+    assert contents(tmp_path) == before
 
 
 def test_interrupted_build_leaves_nothing(tmp_path):
@@ -94,7 +83,7 @@ def test_empty_folder_is_taken(tmp_path):
         (dict(layout='voc'), "layout is 'voc', must be one of: ade20k, coco"),
         (dict(train=0), 'train is 0 pictures'),
         (dict(layout='imagenet', val=3), 'needs at least 10'),
-        (dict(size=(8, 8)), 'size is 8 x 8'),
+        (dict(size=(8, 8)), 'size is (8, 8)'),
         (dict(seed=-1), 'seed is -1'),
     ],
 )
@@ -120,3 +109,27 @@ def test_tool_makes_refuses_and_says_where(tmp_path):
     refused = run(tmp_path / 'b', *options)
     assert refused.returncode == 1 and refused.stdout == ''
     assert refused.stderr.startswith('error: ') and refused.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (['--layout', 'all', '--val', '3'], 'val is 3 pictures, layout all needs at least 10'),
+        (['--layout', 'voc'], "layout is 'voc'"),
+        (['--size', '8', '8'], 'size is (8, 8)'),
+        (['--trian', '8'], '--trian'),
+    ],
+)
+def test_tool_refuses_a_wrong_request_before_torch_is_imported(tmp_path, options, words):
+    code = (
+        'import runpy, sys\n'
+        'try:\n'
+        "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        'finally:\n'
+        "    assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+    )
+    starter = f'import sys; sys.argv = {[str(TOOL), str(tmp_path / "a"), *options]!r}\n'
+    done = subprocess.run([sys.executable, '-c', starter + code], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith('error: ')
+    assert words in done.stderr and done.stderr.count('\n') == 1
+    assert not (tmp_path / 'a').exists()

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 
@@ -15,7 +16,9 @@ from clustr_mm.engine.config import (
     load_config,
     set_data_root,
     use_amp,
+    use_init_from,
 )
+from clustr_mm.weights.files import CheckpointError
 
 CONFIGS = os.path.join(os.path.dirname(__file__), '..', '..', 'configs')
 
@@ -157,3 +160,26 @@ def test_a_backbone_may_be_given_as_a_class():
     assert clustr_backbone(Config(dict(model=dict(backbone=dict(type=ClusTR, arch='tiny')))))
     with pytest.raises(UserError, match='no model with the backbone ClusTR'):
         clustr_backbone(Config(dict(model=dict(backbone=dict(type='ResNet')))))
+
+
+def test_a_foreign_backbone_starts_from_all_of_its_weights(tmp_path):
+    resnet = pytest.importorskip('mmpretrain.models').ResNet
+    path = str(tmp_path / 'a.pth')
+    weights = {f'backbone.{k}': v for k, v in resnet(18).state_dict().items()}
+
+    def start(changes):
+        torch.save(dict(state_dict={**weights, **changes}), path)
+        backbone = dict(type='ResNet', depth=18)
+        model = dict(type='ImageClassifier', backbone=backbone)
+        cfg = Config(dict(default_scope='mmpretrain', model=model))
+        use_init_from(cfg, path)
+        return cfg.model.backbone.init_cfg
+
+    with pytest.warns(UserWarning, match='has 1 keys that this ResNet does not have: more'):
+        made = start({'backbone.more': torch.ones(1)})
+    assert made == dict(type='Pretrained', checkpoint=path, prefix='backbone.')
+    with pytest.raises(CheckpointError, match='1 shapes differ: conv1.weight is'):
+        start({'backbone.conv1.weight': torch.ones(1)})
+    del weights['backbone.conv1.weight']
+    with pytest.raises(CheckpointError, match='1 keys missing: conv1.weight'):
+        start({})

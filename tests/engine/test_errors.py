@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS
 from torch.utils.data import DataLoader, Dataset
@@ -63,6 +64,16 @@ def test_unknown_type_is_explained():
 def test_full_disk_is_explained():
     error = OSError(errno.ENOSPC, 'No space left on device', 'runs/log')
     assert explain(error) == 'No space left on device: runs/log'
+
+
+def test_a_data_set_without_a_sample_is_explained():
+    class Empty(BaseDataset):
+        """Whose img_suffix is that of no file."""
+
+        def load_data_list(self):
+            return []
+
+    assert 'no sample is left: are classes, filter_cfg and img_suffix' in explain(raised(Empty))
 
 
 def test_the_cause_is_found_behind_a_librarys_exception():

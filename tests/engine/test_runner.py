@@ -3,16 +3,19 @@
 import contextlib
 import itertools
 import os
+from fractions import Fraction
 
 import pytest
 import torch
 from mmengine.fileio import LocalBackend
 from mmengine.fileio.backends import prefix_to_backends
 from mmengine.model import BaseModel
+from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
-from clustr_mm.engine import UserError, checkpoints  # noqa: F401 - it registers
+from clustr_mm.engine import UserError, checkpoints, explain  # noqa: F401 - it registers
+from clustr_mm.engine.options import reading_safely
 from clustr_mm.engine.runner import ToolRunner
 from clustr_mm.weights.files import CheckpointError
 
@@ -111,6 +114,32 @@ def test_a_run_goes_on_from_a_storage_that_mmengine_knows(tmp_path, monkeypatch)
     runner.train()
     assert runner.iter == 2
     assert 'Load checkpoint from pail://runs/iter_1.pth' in log_of(runner)
+
+
+def test_a_users_own_reader_of_a_scheme_comes_first_and_runs_no_files_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    asked = []
+
+    @CheckpointLoader.register_scheme(prefixes='s3://')
+    def read(filename, map_location=None):
+        asked.append(filename)
+        path = tmp_path / filename.rpartition('/')[2]
+        return torch.load(path, map_location, weights_only=False)
+
+    before = dict(CheckpointLoader._schemes)
+    torch.save(dict(state_dict=Line().state_dict()), tmp_path / 'plain.pth')
+    torch.save(dict(state_dict=Line().state_dict(), more=Fraction(1, 2)), tmp_path / 'more.pth')
+    runner = make_runner(tmp_path / 'a', load_from='s3://bucket/plain.pth')
+    with reading_safely(trusted=False):
+        runner.load_or_resume()
+        assert load_checkpoint(Line(), 's3://bucket/plain.pth'), "mmengine's own loading"
+        with pytest.raises(Exception) as error:
+            runner.load_checkpoint('s3://bucket/more.pth')
+    assert '--trust-checkpoint' in explain(error.value)
+    with reading_safely(trusted=True):
+        runner.load_checkpoint('s3://bucket/more.pth')
+    assert asked == [f's3://bucket/{name}.pth' for name in ('plain', 'plain', 'more', 'more')]
+    assert before == CheckpointLoader._schemes, "and after our tool's run as before"
 
 
 def test_a_backbone_of_which_nothing_matched_is_one_warning(tmp_path):

@@ -9,8 +9,7 @@ import toy_run  # noqa: F401 - it registers
 from mmengine.runner import Runner
 from torch.utils.data import BatchSampler
 
-from clustr_mm.engine.samples import place_batches
-from clustr_mm.engine.seeding import seed_all
+from clustr_mm.engine.samples import place_batches, seed_all
 
 
 def loader(workers=0, sampler='DefaultSampler', **more):
@@ -53,7 +52,7 @@ def test_samples_do_not_depend_on_workers_or_on_what_was_before():
 def test_samples_do_not_depend_on_how_many_processes_share_them(monkeypatch):
     alone, shared = dict(places(loader())), {}
     for rank in (0, 1):
-        for place in ('clustr_mm.engine.seeding', 'mmengine.dataset.sampler'):
+        for place in ('clustr_mm.engine.samples', 'mmengine.dataset.sampler'):
             monkeypatch.setattr(f'{place}.get_dist_info', lambda rank=rank: (rank, 2))
         shared |= dict(places(loader()))
     assert shared == alone

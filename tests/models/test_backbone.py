@@ -195,9 +195,11 @@ def test_compiles_as_one_graph_and_once_more_for_other_sizes():
     net, counter = narrow().eval(), CompileCounter()
     compiled = torch.compile(net, fullgraph=True, backend=counter)
     with torch.no_grad():
-        for size in ((64, 64), (96, 96), (64, 128), (128, 96)):
+        for size in ((64, 64), (96, 96), (64, 128), (70, 90), (97, 131), (33, 160), (128, 96)):
             x = images(2, 3, *size)
-            assert_equal(compiled(x), net(x))
+            # A graph for any size adds up in another order where every token is a cluster.
+            for ours, plain in zip(compiled(x), net(x), strict=True):
+                torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
     assert counter.frame_count == 2
 
 

@@ -10,7 +10,7 @@ CPU = torch.device('cpu')
 
 
 def test_detection_image_has_24_windows():
-    # 800 x 1333: 200 x 334 tokens at stage 1 (clustering.md, knob 2).
+    # 800 x 1333: 200 x 334 tokens at stage 1.
     split = split_map(200, 334, 56, (1043, 4172), CPU)
     assert sum(len(g.tokens) for g in split.groups) == 24
     assert split.num_clusters == (1043, 4172)

@@ -2,7 +2,7 @@
 
     python tools/analysis/ablate.py CONFIG [CHECKPOINT] --images FILE_OR_FOLDER...
         [--size 800 1333] [--settings exact cluster_window=56 recluster_every=0+cluster_window=56]
-        [--out DIR] [--train MINI_CONFIG --iterations 300 --seeds 2]
+        [--out DIR]
 
 A setting says how it differs from the exact global form, whatever the config says: KEY=VALUE, an
 argument of ClusTR, several joined by `+`. `reductions=(16,8,4,1)` changes the cluster counts,
@@ -18,8 +18,7 @@ The first table has, for each setting,
 - for each stage, by how many per cent the attention's output differs from the exact form's on the
   same tokens: the mean over blocks and images, and the worst in brackets;
 - the same from dense attention with the setting's own scales, if `grouping=dense` is among them;
-- for the maps at strides 4 to 32, by how many per cent they differ at the end of a whole run;
-- with --train the score after a short training from scratch, the mean over seeds and their range.
+- for the maps at strides 4 to 32, by how many per cent they differ at the end of a whole run.
 
 The second has each stage's clusters at the coarsest scale: their number, the share of all tokens
 in the largest, the shares of clusters of one token and of none, and the extent: how far tokens are
@@ -37,22 +36,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 
 from clustr_mm.analysis.ablation.compare import Ablation
-from clustr_mm.analysis.ablation.settings import (
-    PART_SETTINGS,
-    backbone_arguments,
-    build_settings,
-    knob_settings,
-)
-from clustr_mm.analysis.ablation.tables import cluster_table, cost_table, score_table, write_csv
-from clustr_mm.analysis.ablation.training import train_setting
+from clustr_mm.analysis.ablation.settings import PART_SETTINGS, build_settings, knob_settings
+from clustr_mm.analysis.ablation.tables import cluster_table, cost_table, write_csv
 from clustr_mm.analysis.records import circumstances
 from clustr_mm.datasets.files import find_images
-from clustr_mm.engine.config import check_keys, clustr_backbone, load_config
-from clustr_mm.engine.errors import UserError, explained, run_tool
-from clustr_mm.engine.options import CfgOptions, Parser, add_trust
+from clustr_mm.engine.config import clustr_backbone, load_config
+from clustr_mm.engine.errors import UserError, run_tool
+from clustr_mm.engine.options import Parser, add_trust
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -90,22 +82,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar='DIR',
         help='also write table.csv (after every image) and table.md there',
     )
-    training = parser.add_argument_group('training, from scratch, for a score')
-    training.add_argument('--train', metavar='CONFIG', help='what to train: a mini config')
-    training.add_argument('--iterations', type=int, default=300)
-    training.add_argument('--seeds', type=int, default=1, help='runs of each setting')
-    training.add_argument(
-        '--train-settings', nargs='+', metavar='SETTING', help='only these of --settings'
-    )
-    training.add_argument('--metric', help='the score; what the config saves the best by')
-    training.add_argument(
-        '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='changes to it'
-    )
     add_trust(parser)
     options = parser.parse_args(argv)
-    for name in ('rounds', 'seeds', 'iterations'):
-        if getattr(options, name) < 1:
-            raise UserError(f'--{name} is {getattr(options, name)}; use at least 1')
+    if options.rounds < 1:
+        raise UserError(f'--rounds is {options.rounds}; use at least 1')
     options.settings = [
         each
         for setting in options.settings
@@ -137,49 +117,6 @@ def load_image(
     return ((pixels - mean) / std).contiguous()
 
 
-def training_of(options: argparse.Namespace) -> tuple[Config, str]:
-    """What to train, and the metric that scores it: mistakes show before hours of measuring."""
-    cfg = load_config(options.train)
-    check_keys(cfg, options.cfg_options or {})
-    cfg.merge_from_dict(options.cfg_options or {})
-    clustr_backbone(cfg)
-    hooks = cfg.get('default_hooks') or {}
-    metric = options.metric or (hooks.get('checkpoint') or {}).get('save_best')
-    if not isinstance(metric, str) or metric == 'auto':
-        raise UserError(
-            f'--train {options.train}: the config saves no best checkpoint by one metric; '
-            'name the score with --metric'
-        )
-    # One step and a validation: missing data or another metric show now.
-    setting = (options.train_settings or options.settings)[0]
-    try:
-        with explained(cfg):
-            metrics = train_setting(cfg, setting, 1, os.path.join(runs_of(options), 'trial'))
-    except FileNotFoundError as error:
-        raise UserError(f'--train {options.train}: {error.filename} does not exist') from error
-    if metric not in metrics:
-        raise UserError(f'--metric {metric}: the validation has {", ".join(sorted(metrics))}')
-    return cfg, metric
-
-
-def runs_of(options: argparse.Namespace) -> str:
-    """The folder of the trainings."""
-    return os.path.join(options.out or 'work_dirs/ablation', 'runs')
-
-
-def train(options: argparse.Namespace, cfg: Config, metric: str) -> dict[str, list[float]]:
-    """Trains every setting with every seed; the scores by setting."""
-    scores: dict[str, list[float]] = {}
-    for seed in range(options.seeds):
-        for setting in options.train_settings or options.settings:
-            work_dir = os.path.join(runs_of(options), f'{setting}_{seed}')
-            metrics = train_setting(cfg, setting, options.iterations, work_dir, seed)
-            scores.setdefault(setting, []).append(float(metrics[metric]))
-            done = f'seed {seed}: {setting}: {metric} {scores[setting][-1]:.2f}'
-            print(done, file=sys.stderr, flush=True)
-    return scores
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
     warnings.filterwarnings('ignore')
@@ -194,9 +131,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     models = build_settings(
         backbone, options.settings, options.checkpoint, options.seed, options.trust_checkpoint
     )
-    for setting in options.train_settings or ():
-        backbone_arguments(backbone, setting)
-    training = training_of(options) if options.train else None
     ablation = Ablation({name: model.to(device) for name, model in models.items()}, options.rounds)
     facts = dict(
         config=os.path.basename(options.config),
@@ -217,19 +151,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if csv_file:  # a sweep takes long: what is done outlasts an interruption
             write_csv(csv_file, ablation.rows(), facts)
     rows = ablation.rows()
-    scores: dict[str, list[float]] = {}
-    if training:
-        facts['train'] = f'{os.path.basename(options.train)}, {options.iterations} iterations'
-        scores = train(options, *training)
     said = ', '.join(f'{key} {value}' for key, value in facts.items())
     seconds = 's/image' if device.type == 'cuda' else 'CPU s/image'
-    tables = [cost_table(rows, seconds, scores), cluster_table(rows)]
-    if scores:
-        tables.append(score_table(scores))
-    text = '\n'.join([f'{said}\n', *tables])
+    text = '\n'.join([f'{said}\n', cost_table(rows, seconds), cluster_table(rows)])
     print(text, end='')
     if csv_file:
-        write_csv(csv_file, rows, facts, scores)
+        write_csv(csv_file, rows, facts)
         Path(options.out, 'table.md').write_text(text)
 
 

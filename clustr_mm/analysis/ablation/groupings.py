@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clustr_mm.models import ClusterAttention, Clusters, ClusTR
@@ -99,6 +100,27 @@ def kmeans(x: Tensor, num_clusters: tuple[int, ...], hw: tuple[int, int]) -> Clu
     return Clusters(tuple(labels), num_clusters)
 
 
+def balanced(x: Tensor, num_clusters: tuple[int, ...], hw: tuple[int, int]) -> Clusters:
+    """Clusters of one size, within one token: by likeness to the mean of all tokens, in order.
+
+    The tokens are sorted by the cosine of their angle to the mean token, and the sorted sequence is
+    cut into M pieces. (Li et al., "Semantic Equitable Clustering", arXiv 2405.13337; there each
+    cluster is attended to by its own tokens, here all are by all.)
+    """
+    batch, tokens, _ = x.shape
+    alike = F.cosine_similarity(x, x.mean(1, keepdim=True), dim=-1)  # (B, N)
+    order = alike.argsort(dim=1, stable=True, descending=True)
+    place = torch.arange(tokens, device=x.device)
+    labels: list[Tensor | None] = []
+    for count in num_clusters:
+        if count == tokens:
+            labels.append(None)
+            continue
+        pieces = (place * count // tokens).expand(batch, -1)
+        labels.append(torch.empty_like(order).scatter_(1, order, pieces))
+    return Clusters(tuple(labels), num_clusters)
+
+
 def _random_places(x: Tensor) -> Tensor:
     """All token indices in an order that depends on their number N alone, (N,) int64."""
     tokens = x.shape[1]
@@ -120,6 +142,7 @@ def _nearest(x: Tensor, centres: Tensor) -> Tensor:
 
 
 GROUPINGS: dict[str, Grouping] = {
+    'balanced': balanced,
     'dense': dense,
     'grid': grid,
     'kmeans': kmeans,

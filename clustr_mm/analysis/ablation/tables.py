@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,16 +9,13 @@ from typing import Any
 from clustr_mm.analysis.ablation.compare import Row
 from clustr_mm.analysis.records import markdown_table, write_rows
 
-Scores = Mapping[str, Sequence[float]]
 
-
-def cost_table(rows: Sequence[Row], seconds: str, scores: Scores) -> str:
-    """What each setting costs, moves and scores.
+def cost_table(rows: Sequence[Row], seconds: str) -> str:
+    """What each setting costs and moves.
 
     Args:
         rows: The settings.
         seconds: Heading of the time.
-        scores: Scores by setting, one a seed; empty where nothing was trained.
 
     Returns:
         A Markdown table.
@@ -30,7 +26,6 @@ def cost_table(rows: Sequence[Row], seconds: str, scores: Scores) -> str:
         + [f'attention {stage} (%)' for stage in stages]
         + [f'to dense {stage} (%)' for stage in stages if rows[0].to_dense]
         + [f'map {stage} (%)' for stage in maps]
-        + ['score'] * bool(scores)
     ]
     for row in rows:
         lines.append(
@@ -41,7 +36,6 @@ def cost_table(rows: Sequence[Row], seconds: str, scores: Scores) -> str:
                 for mean, worst in (*row.attention, *(row.to_dense or ()))
             ]
             + [f'{100 * shift:.1f}' for shift in row.maps]
-            + [_mean_and_range(scores.get(row.setting, ()))] * bool(scores)
         )
     return markdown_table(lines)
 
@@ -73,40 +67,12 @@ def cluster_table(rows: Sequence[Row]) -> str:
     return markdown_table(lines)
 
 
-def score_table(scores: Scores) -> str:
-    """The scores alone, with each seed's.
-
-    Args:
-        scores: Scores by setting, one a seed.
-
-    Returns:
-        A Markdown table.
-    """
-    lines = [['setting', 'mean', 'each seed']]
-    for setting, each in scores.items():
-        lines.append(
-            [setting, f'{statistics.fmean(each):.1f}', ', '.join(f'{s:.1f}' for s in each)]
-        )
-    return markdown_table(lines)
+def write_csv(path: str, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
+    """Writes a line a setting, with what it was measured on in every line; shifts as fractions."""
+    write_rows(path, [{**_csv_line(row), **facts} for row in rows])
 
 
-def write_csv(
-    path: str, rows: Sequence[Row], facts: Mapping[str, Any], scores: Scores | None = None
-) -> None:
-    """Writes a line a setting, with what it was measured on in every line; shifts as fractions.
-
-    Args:
-        path: The file.
-        rows: The settings.
-        facts: What they were measured on.
-        scores: Scores by setting, one a seed.
-    """
-    write_rows(
-        path, [{**_csv_line(row, (scores or {}).get(row.setting, ())), **facts} for row in rows]
-    )
-
-
-def _csv_line(row: Row, scores: Sequence[float]) -> dict[str, Any]:
+def _csv_line(row: Row) -> dict[str, Any]:
     line: dict[str, Any] = {
         name: getattr(row, name) for name in ('setting', 'gmac', 'seconds', 'ratio', 'peak_mib')
     }
@@ -118,11 +84,4 @@ def _csv_line(row: Row, scores: Sequence[float]) -> dict[str, Any]:
         for scale, found in enumerate(scales, 1):
             for name, value in asdict(found).items():
                 line[f'{name}{stage}_scale{scale}'] = value
-    return line | {f'score_seed{seed}': score for seed, score in enumerate(scores)}
-
-
-def _mean_and_range(scores: Sequence[float]) -> str:
-    if not scores:
-        return '-'
-    mean = f'{statistics.fmean(scores):.1f}'
-    return mean if len(scores) == 1 else f'{mean} ({min(scores):.1f} to {max(scores):.1f})'
+    return line

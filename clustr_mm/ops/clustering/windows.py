@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from clustr_mm.ops.clustering.dpc_knn import dpc_knn
-
-# torch 2.1 has neither this function nor a trace that runs the code itself.
-_is_tracing = getattr(torch.compiler, 'is_compiling', lambda: False)
+from clustr_mm.ops.dispatch import is_compiling
 
 # Of a detection image's stage 1 a split is half a megabyte.
 _SPLITS_KEPT = 256
@@ -77,7 +75,7 @@ def split_map(
     # What a trace makes, or FakeTensorMode, must not be kept: it is no tensor for others. Nor what
     # a CUDA graph's capture makes, whose memory is the graph's.
     if (
-        _is_tracing()
+        is_compiling()
         or torch._C._get_tracing_state() is not None
         or type(torch.empty(0)) is not Tensor
         or (device.type == 'cuda' and torch.cuda.is_current_stream_capturing())

@@ -1,5 +1,5 @@
 # The mini data set in ADE20K's layout, of whose 150 classes it has 12:
-#   python tools/make_mini_data.py data/mini/ade --train 1200 --val 60 --size 96 96
+#   python tools/make_mini_data.py data/mini/ade --train 800 --val 60 --size 80 80
 _base_ = './ade20k.py'
 data_root = 'data/mini/ade/ADEChallengeData2016'
 metainfo = dict(
@@ -40,6 +40,8 @@ train_dataloader = dict(
     dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline),
 )
 val_dataloader = dict(
-    num_workers=1, dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline)
+    batch_size=5,
+    num_workers=1,
+    dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader

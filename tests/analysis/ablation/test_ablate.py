@@ -81,72 +81,6 @@ def test_configs_of_other_libraries_are_understood(folder, name, capsys):
     assert 'random weights (seed 0)' in capsys.readouterr().out
 
 
-@pytest.fixture(scope='module')
-def mini_data(tmp_path_factory):
-    """A folder with classes to train on."""
-    data = str(tmp_path_factory.mktemp('mini') / 'data')
-    make = runpy.run_path(str(ROOT / 'tools' / 'make_mini_data.py'))['main']
-    make([data, '--layout', 'imagenet', '--train', '20', '--val', '10', '--size', '32', '32'])
-    return data
-
-
-SMALL = ['train_dataloader.batch_size=4', 'train_dataloader.num_workers=0']
-SMALL += ['train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0']
-SMALL += ['val_dataloader.persistent_workers=False', 'train_dataloader.drop_last=True']
-
-
-def roots(folder):
-    """The options that read the data from a folder."""
-    return [f'{name}_dataloader.dataset.data_root={folder}' for name in ('train', 'val')]
-
-
-def test_settings_are_trained_and_scored(folder, mini_data, tmp_path, capsys):
-    pytest.importorskip('mmpretrain')
-    results = tmp_path / 'results'
-    mini = str(CONFIGS / 'mmpretrain' / 'clustr_t_mini.py')
-    TOOL['main'](
-        [mini, '--images', str(folder / 'a.png'), '--size', '32', '32', '--crop']
-        + ['--settings', 'exact', 'k=2', 'grouping=random', '--train', mini]
-        + ['--iterations', '2', '--train-settings', 'exact', 'grouping=random']
-        + ['--out', str(results), '--cfg-options', *SMALL, *roots(mini_data)]
-    )
-    out, progress = capsys.readouterr()
-    assert 'seed 0: grouping=random: accuracy/top1' in progress and 'size 32x32, cropped' in out
-    exact, k, random = csv.DictReader((results / 'table.csv').read_text().splitlines())
-    assert 0 <= float(exact['score_seed0']) <= 100 and random['score_seed0']
-    assert k['score_seed0'] == '' and exact['train'] == 'clustr_t_mini.py, 2 iterations'
-    assert not list(results.rglob('*.pth')), 'no checkpoint is kept'
-
-
-SAVE_BEST = 'default_hooks.checkpoint.save_best'
-
-
-@pytest.mark.parametrize(
-    ('train', 'arguments', 'message'),
-    [
-        ('clustr_t_mini_.py', [], r'clustr_t_mini_\.py does not exist'),
-        ('clustr_t_mini.py', ['--cfg-options', *roots('nowhere')], 'nowhere'),
-        ('../_base_/datasets/imagenet.py', [], 'no model with the backbone ClusTR'),
-        ('clustr_t_mini.py', ['--cfg-options', f'{SAVE_BEST}=auto'], 'with --metric'),
-        ('clustr_t_mini.py', ['--metric', 'top1'], 'metric top1: .* has accuracy/top1'),
-    ],
-)
-def test_a_mistake_in_training_shows_before_images_are_measured(
-    folder, mini_data, train, arguments, message, capsys, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    pytest.importorskip('mmpretrain')
-    if '--cfg-options' not in arguments:
-        arguments = [*arguments, '--cfg-options', *SMALL, *roots(mini_data)]
-    mini = CONFIGS / 'mmpretrain'
-    with pytest.raises(UserError, match=message):
-        TOOL['main'](
-            [str(mini / 'clustr_t_mini.py'), '--images', str(folder / 'a.png'), '--size', '32']
-            + ['32', '--settings', 'exact', '--train', str(mini / train), *arguments]
-        )
-    assert '1 of 1' not in capsys.readouterr().err
-
-
 def test_images_are_cut_from_the_middle(folder):
     preprocessor = dict(mean=[0.0] * 3, std=[1.0] * 3)
     whole = TOOL['load_image'](folder / 'a.png', (60, 40), preprocessor)
@@ -156,8 +90,8 @@ def test_images_are_cut_from_the_middle(folder):
 
 
 def test_counts_below_one_are_refused():
-    with pytest.raises(UserError, match='--seeds is 0; use at least 1'):
-        TOOL['main'](['config.py', '--images', 'a.png', '--seeds', '0'])
+    with pytest.raises(UserError, match='--rounds is 0; use at least 1'):
+        TOOL['main'](['config.py', '--images', 'a.png', '--rounds', '0'])
 
 
 def test_pixels_are_the_pipelines(folder):

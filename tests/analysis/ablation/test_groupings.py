@@ -104,7 +104,18 @@ def test_kmeans_keeps_the_centre_of_an_empty_cluster():
     assert labels.unique().tolist() == [0]
 
 
-@pytest.mark.parametrize('grouping', ['grid', 'kmeans', 'random'])
+def test_balanced_clusters_are_of_one_size_and_in_order_of_likeness(x):
+    clusters = GROUPINGS['balanced'](x, (13, 52), HW)
+    alike = torch.nn.functional.cosine_similarity(x, x.mean(1, keepdim=True), dim=-1)
+    for labels, count in zip(clusters.labels, clusters.num_clusters, strict=True):
+        for label, likeness in zip(labels, alike, strict=True):
+            sizes = label.bincount(minlength=count)
+            assert sizes.max() - sizes.min() <= 1
+            sequence = label[likeness.argsort(descending=True)]
+            assert torch.equal(sequence, sequence.sort().values)
+
+
+@pytest.mark.parametrize('grouping', ['balanced', 'grid', 'kmeans', 'random'])
 def test_as_many_clusters_as_tokens_need_no_labels(x, grouping):
     clusters = GROUPINGS[grouping](x, (54, TOKENS), HW)
     assert clusters.labels[0] is not None and clusters.labels[1] is None

@@ -1,0 +1,126 @@
+"""A study's records as a table, mean and standard deviation over seeds, and as a plot."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clustr_mm.analysis.records import markdown_table, write_rows
+from clustr_mm.analysis.study import Study
+from clustr_mm.analysis.trials import Record
+
+
+def best_rate(study: Study, tried: Sequence[Record], row: str) -> float | None:
+    """The rate of a row: said, or of the best validation score; None where it is not known yet.
+
+    Args:
+        study: The study.
+        tried: Records of the runs that choose rates.
+        row: The row.
+    """
+    said = study.rows[row].get('rate', row)
+    if not isinstance(said, str):
+        return float(said)
+    of = [record for record in tried if record.row == said]
+    if not of or len(of) < len(study.rates):
+        return None
+    return max(of, key=lambda record: record.score).rate
+
+
+def summary(study: Study, records: Sequence[Record]) -> list[dict[str, Any]]:
+    """A line a row with records, in the study's order: score by mean, deviation and seed, cost.
+
+    The deviation is that of a sample (n - 1), None of one seed. Scores are the study's, times its
+    factor; times are means over seeds.
+    """
+    lines = []
+    for row in study.rows:
+        own = sorted((r for r in records if r.row == row), key=lambda record: record.seed)
+        if not own:
+            continue
+        scores = [record.score * study.factor for record in own]
+        trained = [each.train_seconds for each in own if each.train_seconds is not None]
+        lines.append(
+            dict(
+                row=row,
+                score=statistics.fmean(scores),
+                deviation=statistics.stdev(scores) if len(scores) > 1 else None,
+                seeds=' '.join(
+                    f'{record.seed}:{s:.2f}' for record, s in zip(own, scores, strict=True)
+                ),
+                rate=own[0].rate,
+                parameters=own[0].parameters,
+                gmac=own[0].gmac,
+                train_seconds=statistics.fmean(trained) if trained else None,
+                image_seconds=statistics.fmean(record.image_seconds for record in own),
+                dates=' '.join(sorted({record.measured['date'] for record in own})),
+            )
+        )
+    return lines
+
+
+def table(study: Study, lines: Sequence[dict[str, Any]], tried: Sequence[Record]) -> str:
+    """The lines of ``summary`` as Markdown, and below them what the rates were chosen by."""
+    cells = [
+        ['row', study.score, 'each seed', 'rate', 'M parameters', 'GMAC', 'CPU s training',
+         'CPU s image']
+    ]  # fmt: skip
+    for line in lines:
+        spread = '' if line['deviation'] is None else f' ± {line["deviation"]:.2f}'
+        cells.append(
+            [
+                line['row'],
+                f'{line["score"]:.2f}{spread}',
+                ', '.join(each.split(':')[1] for each in line['seeds'].split()),
+                '-' if line['rate'] is None else f'{line["rate"]:g}',
+                f'{line["parameters"] / 1e6:.2f}',
+                f'{line["gmac"]:.3f}',
+                '-' if line['train_seconds'] is None else f'{line["train_seconds"]:.0f}',
+                f'{line["image_seconds"]:.3f}',
+            ]
+        )
+    text = markdown_table(cells)
+    if tried:
+        rates = [['row', *(f'{rate:g}' for rate in study.rates)]]
+        for row in dict.fromkeys(record.row for record in tried):
+            by_rate = {r.rate: f'{r.score * study.factor:.2f}' for r in tried if r.row == row}
+            rates.append([row, *(by_rate.get(rate, '-') for rate in study.rates)])
+        text += f'\n{study.score} on the validation split by rate, in the runs that choose it:\n\n'
+        text += markdown_table(rates)
+    return text
+
+
+def write_tables(
+    folder: str | os.PathLike,
+    study: Study,
+    lines: Sequence[dict[str, Any]],
+    tried: Sequence[Record],
+) -> None:
+    """Writes table.csv and table.md into a folder, which is made."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    write_rows(path / 'table.csv', lines)
+    (path / 'table.md').write_text(table(study, lines, tried))
+
+
+def plot(folder: str | os.PathLike, study: Study, lines: Sequence[dict[str, Any]]) -> None:
+    """Draws score against processor seconds of an image, with deviations, as cost.png."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), dpi=120, layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for line in lines:
+        x, y = 1000 * line['image_seconds'], line['score']
+        axes.errorbar(x, y, yerr=line['deviation'] or 0, fmt='o', capsize=3)
+        axes.annotate(line['row'], (x, y), xytext=(6, 4), textcoords='offset points', fontsize=8)
+    axes.set_xlabel('CPU milliseconds of a test image, one thread')
+    axes.set_ylabel(f'{study.score} on the test split')
+    axes.set_title(study.name)
+    axes.margins(0.15)
+    axes.grid(alpha=0.3)
+    figure.savefig(Path(folder, 'cost.png'))

@@ -1,0 +1,14 @@
+"""RetinaNet with ClusTR from PVTv2-B2 on COCO, 1x: mmdet's PVTv2 recipe.
+
+Run: python tools/convert_checkpoint.py
+         https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b2.pth
+         clustr_pvtb2.safetensors --from pvt_v2 --images PHOTOGRAPHS
+     python tools/train.py configs/mmdet/retinanet_clustr_pvtb2_coco_1x.py
+         --init-from clustr_pvtb2.safetensors
+Schedule: 8 GPUs x 2 = batch 16; 117,266 images / 16 = 7,330 iterations an epoch, 12 epochs;
+    AdamW at 1e-4, decay 1e-4, as PVTv2. Another batch size: --auto-scale-lr.
+Expected: nothing measured here. docs/pretrained.md says what the weights are.
+"""
+
+_base_ = './retinanet_clustr_s_coco_1x.py'
+model = dict(backbone=dict(arch='pvt_v2_b2'), neck=dict(in_channels=[64, 128, 320, 512]))

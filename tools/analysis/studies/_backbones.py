@@ -1,0 +1,50 @@
+# Backbones of the studies, each as what takes the place of a config's `model.backbone`, and the
+# rows of the ablation. Stochastic depth is off in all: the recipes are too short to overfit, and
+# ResNet has none.
+pvtv2_b0 = dict(
+    _delete_=True,
+    type='mmdet.PyramidVisionTransformerV2',
+    embed_dims=32,
+    num_layers=[2, 2, 2, 2],
+    drop_path_rate=0.0,
+)
+mit_b0 = dict(
+    _delete_=True,
+    type='mmseg.MixVisionTransformer',
+    embed_dims=32,
+    num_layers=[2, 2, 2, 2],
+    num_heads=[1, 2, 5, 8],
+)
+resnet18 = dict(_delete_=True, type='mmdet.ResNet', depth=18, norm_eval=False)
+variant = 'clustr_mm.analysis.variants.ClusTRVariant'
+blind = dict(_delete_=True, type='clustr_mm.analysis.variants.BlindBackbone')
+body = dict(
+    embed_dims=(32, 64, 160, 256),
+    depths=(2, 2, 2, 2),
+    num_heads=(1, 2, 5, 8),
+    mlp_ratios=(8, 8, 4, 4),
+)
+# ClusTR with one thing changed, at ClusTR's rate.
+ablation = {
+    **{
+        name: dict(
+            rate='clustr',
+            options={'model.backbone.type': variant, 'model.backbone.attention': name},
+        )
+        for name in ('dense', 'grid', 'random', 'kmeans', 'balanced', 'sized', 'mean')
+    },
+    **{
+        name: dict(rate='clustr', options={f'model.backbone.{key}': value})
+        for name, key, value in (
+            ('one_scale', 'scales', (1,)),
+            ('three_scales', 'scales', (1, 4, 16)),
+            ('k2', 'k', 2),
+            ('k9', 'k', 9),
+            ('quarter_clusters', 'arch', dict(body, reductions=(16, 8, 4, 1))),
+            ('four_times_clusters', 'arch', dict(body, reductions=(4, 2, 1, 1))),
+            ('recluster_never', 'recluster_every', 0),
+            ('window14', 'cluster_window', 14),
+            ('window28', 'cluster_window', 28),
+        )
+    },
+}

@@ -1,0 +1,22 @@
+# Segmentation of CamVid from scratch: ClusTR beside other backbones, and its body with another
+# attention.
+_base_ = './_backbones.py'
+config = 'configs/mmseg/semfpn_clustr_pvtb0_camvid.py'
+score = 'mIoU'
+shape = (180, 240)
+seeds = (0, 1, 2)
+rates = (5e-4, 1e-3, 2e-3)
+rate_search = {'train_cfg.max_iters': 150}
+rows = dict(
+    clustr=dict(),
+    pvtv2_b0=dict(options={'model.backbone': _base_.pvtv2_b0}),
+    resnet18=dict(
+        options={
+            'model.backbone': _base_.resnet18,
+            'model.neck.in_channels': [64, 128, 256, 512],
+        }
+    ),
+    mit_b0=dict(options={'model.backbone': _base_.mit_b0}),
+    blind=dict(options={'model.backbone': dict(_base_.blind, size=shape)}),
+    **_base_.ablation,
+)
