@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 
 # Asked for by packages of the lock, and left out of it on purpose: the lock's head says why.
-LEFT_OUT = {'chumpy', 'opencv-python'}
+LEFT_OUT = {'chumpy', 'opencv-contrib-python', 'opencv-python'}
 
 MM_DISTRIBUTIONS = {
     prefix + name
