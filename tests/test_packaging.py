@@ -121,7 +121,7 @@ def test_the_wheel_works_without_the_sources(wheel: Path, tmp_path: Path) -> Non
 
 
 def test_installing_it_beside_a_stack_changes_no_package(wheel: Path) -> None:
-    """As `pip install .` where torch and the OpenMMLab packages are: no other needs to come or go."""
+    """As `pip install .` where torch and OpenMMLab are: no other package needs to come or go."""
     command = [sys.executable, '-m', 'pip', 'install', '--dry-run', '--report=-', '--quiet']
     # With no index to fetch from, a requirement that is not met would end it.
     done = subprocess.run([*command, '--no-index', str(wheel)], capture_output=True, text=True)
