@@ -133,7 +133,7 @@ def test_installing_it_beside_a_stack_changes_no_package(wheel: Path) -> None:
 # The lists of versions that the set-up installs, by what it makes, and the extras of ours in each.
 LOCKS = {
     'demo': (['lock_demo.txt'], []),
-    'all': (['lock_demo.txt', 'lock.txt'], ['mm', 'export', 'web', 'test', 'dev']),
+    'all': (['lock_demo.txt', 'lock.txt'], ['mm', 'export', 'timm', 'web', 'test', 'dev']),
 }
 
 
