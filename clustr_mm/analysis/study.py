@@ -166,13 +166,13 @@ def config_of(study: Study, run: Run, data_root: str | None = None) -> Config:
         UserError: If the recipe cannot be read, or an option is none of its keys.
     """
     cfg = load_config(study.config)
-    if data_root is not None:
-        set_data_root(cfg, data_root)
     options = dict(run.options)
     if run.rate is not None:
         options[RATE] = run.rate
     check_keys(cfg, options)
     cfg.merge_from_dict(options)
+    if data_root is not None:
+        set_data_root(cfg, data_root)
     if run.search:
         cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
     for name in ('train_dataloader', 'test_dataloader'):

@@ -1,0 +1,221 @@
+"""Studies: what their files say, what their runs leave, and the table that comes of it."""
+
+import json
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clustr_mm.analysis.scores import best_rate, plot, summary, table, write_tables
+from clustr_mm.analysis.study import config_of, fingerprint, load_study
+from clustr_mm.analysis.trials import Record, Trials
+from clustr_mm.engine.config import load_config
+from clustr_mm.engine.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = sorted(ROOT.glob('tools/analysis/studies/[!_]*.py'))
+MAIN = runpy.run_path(str(ROOT / 'tools' / 'analysis' / 'compare.py'))['main']
+MINI = """
+config = '{root}/configs/mmpretrain/clustr_t_mini.py'
+score = 'accuracy/top1'
+shape = (32, 32)
+seeds = (3,)
+rates = (1e-3,)
+rate_search = {{'train_cfg.max_epochs': 1}}
+small = dict(
+    embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 1), mlp_ratios=(2, 2), reductions=(4, 1)
+)
+options = {{
+    'train_cfg.max_epochs': 2,
+    'train_dataloader.batch_size': 10,
+    'param_scheduler.0.end': 1,
+    'model.backbone.arch': small,
+    'model.backbone.out_indices': (1,),
+    'model.head.in_channels': 16,
+}}
+rows = dict(
+    clustr=dict(rate=2e-3),
+    grid=dict(
+        options={{
+            'model.backbone.type': 'clustr_mm.analysis.variants.ClusTRVariant',
+            'model.backbone.attention': 'grid',
+        }}
+    ),
+)
+"""
+
+
+@pytest.fixture
+def mini(tmp_path, monkeypatch):
+    """A study of two tiny classifiers, and its data."""
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / 'tiny.py'
+    path.write_text(MINI.format(root=ROOT))
+    return path
+
+
+def record(study, row, seed, score, **other):
+    (run,) = (each for each in study.runs(row, 1e-3) if each.seed == seed)
+    facts = dict(
+        study=study.name, row=row, seed=seed, rate=1e-3, split='test', score=score, metrics={},
+        parameters=3_500_000, gmac=1.5, train_seconds=300.0, image_seconds=0.2,
+        decides=fingerprint(config_of(study, run)), config=study.config, options={},
+        init_from=None, measured=dict(date='2026-11-29'),
+    )  # fmt: skip
+    return Record(**{**facts, **other})
+
+
+@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+def test_every_row_of_every_study_can_be_built_and_counted(path, monkeypatch):
+    pytest.importorskip('mmdet')
+    pytest.importorskip('mmseg')
+    from clustr_mm.analysis.flops import count_macs
+    from clustr_mm.analysis.parameters import build_empty
+
+    monkeypatch.chdir(ROOT)
+    study = load_study(str(path))
+    assert {'clustr', 'pvtv2_b0', 'resnet18', 'blind', 'mean'} <= study.rows.keys()
+    macs = {}
+    for row in study.rows:
+        runs = [*study.search(row), *study.runs(row, 1e-3)]
+        assert len({run.name for run in runs}) == len(runs)
+        parts = count_macs(build_empty(config_of(study, runs[-1])), *study.shape)
+        macs[row] = sum(kinds.total() for kinds in parts.values())
+    assert macs['blind'] < macs['mean'] < macs['clustr']
+    assert 'dense' not in macs or macs['one_scale'] < macs['clustr'] < macs['dense']
+
+
+def test_a_study_is_run_recorded_and_not_run_again(mini, tmp_path, capsys, monkeypatch):
+    pytest.importorskip('mmpretrain')
+    make = runpy.run_path(str(ROOT / 'tools' / 'make_mini_data.py'))['main']
+    data = str(tmp_path / 'data')
+    make([data, '--layout', 'imagenet', '--train', '20', '--val', '10', '--size', '32', '32'])
+    capsys.readouterr()
+    arguments = [str(mini), '--data-root', data, '--records', str(tmp_path / 'records')]
+    arguments += ['--work-dir', str(tmp_path / 'work'), '--rows', 'clustr']
+
+    MAIN([*arguments, '--jobs', '2', '--out', str(tmp_path / 'out')])
+    out, progress = capsys.readouterr()
+    assert '1 of 1: clustr_seed3: accuracy/top1' in progress and 'left: 0:00:00' in progress
+    heading, _, line = out.splitlines()
+    assert heading.count('|') == line.count('|') == 9 and line.split()[1] == 'clustr'
+    file = tmp_path / 'records' / 'tiny' / 'clustr_seed3.json'
+    said = Record(**json.loads(file.read_text()))
+    assert (said.split, said.seed, said.rate) == ('test', 3, 2e-3)
+    assert 0 <= said.score == said.metrics['accuracy/top1'] <= 100
+    assert said.train_seconds > 0 < said.image_seconds < 60 and said.parameters > 1000
+    assert said.measured['command'].startswith('python ') and said.measured['threads'] == 1
+    assert sorted(each.name for each in (tmp_path / 'out').iterdir()) == [
+        'cost.png', 'table.csv', 'table.md',
+    ]  # fmt: skip
+    assert (tmp_path / 'out' / 'table.md').read_text() == out
+    trained = load_config(str(tmp_path / 'work' / 'tiny' / 'clustr_seed3' / 'config.py'))
+    assert tuple(trained.model.backbone.arch.reductions) == (4, 1)
+    assert trained.optim_wrapper.optimizer.lr == 2e-3 and trained.randomness.seed == 3
+
+    # Done is done: neither the work folder nor the data are looked at.
+    monkeypatch.setattr('clustr_mm.analysis.trials._run_tool', lambda *_: pytest.fail('ran again'))
+    MAIN(arguments)
+    assert capsys.readouterr().out == out
+    # Trained is trained: only the test is left, and that fails here.
+    file.unlink()
+    with pytest.raises(pytest.fail.Exception, match='ran again'):
+        MAIN(arguments)
+    assert (tmp_path / 'work' / 'tiny' / 'clustr_seed3' / 'trained.json').is_file()
+
+    # The record of another recipe is no record of this one.
+    file.write_text(json.dumps({**said.__dict__, 'decides': 'another'}))
+    with pytest.raises(UserError, match='of another recipe.*remove it to run that anew'):
+        MAIN(arguments)
+
+
+def test_a_run_that_fails_says_where_its_log_is(mini, tmp_path):
+    pytest.importorskip('mmpretrain')
+    study = load_study(str(mini))
+    trials = Trials(study, tmp_path / 'records', tmp_path / 'work', str(tmp_path / 'nowhere'))
+    with pytest.raises(UserError, match=r'train\.log ends with: error: .*nowhere'):
+        trials.do(study.runs('clustr', None)[0])
+
+
+def test_rates_are_chosen_on_validation_and_scores_kept_apart(mini):
+    study = load_study(str(mini))
+    assert study.search('clustr') == [] and best_rate(study, [], 'clustr') == 2e-3
+    (run,) = study.search('grid')
+    assert run.name == 'grid_rate0.001' and run.options['train_cfg.max_epochs'] == 1
+    study = replace(study, rates=(1e-3, 2e-3))
+    tried = [
+        record(study, 'grid', 3, score, rate=rate, split='val')
+        for rate, score in ((1e-3, 40.0), (2e-3, 60.0))
+    ]
+    assert best_rate(study, tried[:1], 'grid') is None, 'not before all are tried'
+    assert best_rate(study, tried, 'grid') == 2e-3
+    text = table(study, [], tried)
+    assert 'validation split by rate' in text and text.splitlines()[-1].split()[3::2] == [
+        '40.00',
+        '60.00',
+    ]
+    searched = config_of(study, study.search('grid')[0])
+    assert searched.test_dataloader.dataset.data_prefix == 'val'
+    assert searched.val_dataloader is None, 'nothing is validated on the way'
+
+
+def test_table_has_mean_and_sample_deviation(mini, tmp_path):
+    study = replace(load_study(str(mini)), seeds=(0, 1, 2), factor=100.0)
+    records = [record(study, 'grid', seed, 0.5 + seed / 100) for seed in (2, 0, 1)]
+    records.append(record(study, 'clustr', 0, 0.6, train_seconds=None))
+    lines = summary(study, records)
+    assert [line['row'] for line in lines] == ['clustr', 'grid'], "in the study's order"
+    assert lines[1]['score'] == pytest.approx(51) and lines[1]['deviation'] == pytest.approx(1)
+    assert lines[0]['deviation'] is None and lines[0]['train_seconds'] is None
+    text = table(study, lines, [])
+    assert '51.00 ± 1.00' in text and '50.00, 51.00, 52.00' in text
+    write_tables(tmp_path / 'out', study, lines, [])
+    plot(tmp_path / 'out', study, lines)
+    assert (tmp_path / 'out' / 'cost.png').stat().st_size > 5000
+
+
+def test_fingerprint_is_of_what_decides_a_score_alone(mini):
+    study = load_study(str(mini))
+    (run,) = study.runs('grid', 1e-3)
+    cfg = config_of(study, run)
+    same = config_of(study, replace(run, seed=4), '/somewhere/else')
+    same.default_hooks.logger.interval = 7
+    assert fingerprint(same) == fingerprint(cfg)
+    for key, value in (
+        ('optim_wrapper.optimizer.lr', 2e-3),
+        ('model.backbone.attention', 'random'),
+        ('train_dataloader.batch_size', 11),
+    ):
+        other = config_of(study, replace(run, options={**run.options, key: value}, rate=None))
+        assert fingerprint(other) != fingerprint(cfg)
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'message'),
+    [
+        ("score = 'accuracy/top1'", '', 'has no score; give it one'),
+        ('seeds = (3,)', 'seeds = 3', 'seeds is 3, of another kind'),
+        ('rates =', 'rate =', "has 'rate'; did you mean 'rates'"),
+        ('clustr=dict(rate=2e-3)', 'clustr=dict(lr=2e-3)', "no key 'lr'"),
+        ('clustr=dict(rate=2e-3)', "clustr=dict(rate='gird')", "takes its rate from 'gird'"),
+        ('clustr=dict', "**{'a b': dict()}, clustr=dict", "row 'a b'"),
+    ],
+)
+def test_mistakes_in_a_study_are_named(mini, old, new, message):
+    mini.write_text(mini.read_text().replace(old, new))
+    with pytest.raises(UserError, match=message):
+        load_study(str(mini))
+
+
+def test_mistakes_on_the_command_line_are_named(mini, tmp_path):
+    for arguments, message in (
+        (['no.py'], 'study no.py does not exist'),
+        ([str(mini), '--jobs', '0'], '--jobs is 0'),
+        ([str(mini), '--rows', 'clust'], "--rows clust: not in the study; did you mean 'clustr'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            MAIN(arguments)
+    mini.write_text(mini.read_text().replace('train_cfg.max_epochs', 'train_cgf.max_epochs'))
+    with pytest.raises(UserError, match="no 'train_cgf' in the config"):
+        MAIN([str(mini), '--table', '--records', str(tmp_path), '--rows', 'clustr'])
