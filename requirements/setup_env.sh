@@ -13,7 +13,7 @@
 #             1: always, for building where there is no GPU (set TORCH_CUDA_ARCH_LIST too)
 #   MAX_JOBS  how many files compile at once (default: one a core, as far as memory allows)
 # and what pip reads of index-url, find-links and cert, from its variables or its files.
-set -euo pipefail
+set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # What the user's shell says of Python's paths would count as installed here.
 unset PYTHONPATH PYTHONHOME

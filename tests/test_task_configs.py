@@ -69,6 +69,10 @@ def test_mask_rcnn(path):
         assert classes == len(cfg.train_dataloader.dataset.metainfo.classes)
     else:
         assert_is_mask_rcnn_recipe(cfg, *path.stem.split('_')[3::2])
+    shorter = path.with_name(path.name.replace('_3x', '_1x'))
+    if shorter != path:
+        assert cfg.model == Config.fromfile(str(shorter)).model
+        return  # so it learns as that one does
 
     samples = []
     for height, width in ((96, 128), (128, 80)):

@@ -234,12 +234,7 @@ def _run_tool(words: list[str], log: Path) -> float:
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **one}
         )
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:  # of an interruption too: nothing trains on without its record
-            process.kill()
-            process.wait()
-            raise
+        _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         lines = log.read_text(errors='replace').strip().splitlines()

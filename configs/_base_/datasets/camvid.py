@@ -8,10 +8,6 @@ metainfo = dict(
         'sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence', 'car',
         'pedestrian', 'bicyclist',
     ),
-    palette=[
-        [128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [60, 40, 222], [128, 128, 0],
-        [192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0], [0, 128, 192],
-    ],
 )  # fmt: skip
 scale = (240, 180)  # width, height
 crop_size = (180, 240)  # height, width
