@@ -3,7 +3,7 @@
 // The definition is in reference.py; its symbols and the order of its steps are those of this file:
 //
 //     put_alike_together   the tokens in panels of tokens that are alike
-//     search_neighbours    d2, and the nearest neighbours of every token
+//     search_all, _near    d2, and the nearest neighbours of every token
 //     find_density         r, and the tokens in the order of their density
 //     find_nearest_denser  delta2 of the tokens with a denser token among their neighbours
 //     search_denser        delta2 of the others, the open ones
@@ -14,10 +14,10 @@
 //
 // * d2 is symmetric. A tile of it, the distances of two panels of tokens, is computed once: it
 //   serves the tokens of both.
-// * Most tiles are left out. A token's sketch is its projection on the 8 principal directions of the
-//   image: two tokens are at least as far apart as their sketches, and the tokens of two panels at
-//   least as far as the boxes around the panels' sketches. Where that is more than what any of the
-//   tokens still looks for, nobody needs the tile.
+// * Most tiles are left out. A token's sketch is its projection on the 8 principal directions of
+//   the image: two tokens are at least as far apart as their sketches, and the tokens of two panels
+//   at least as far as the boxes around the panels' sketches. Where that is more than what any of
+//   the tokens still looks for, nobody needs the tile.
 // * Neighbours are keys (distance, index) in a sorted list. No two keys are equal, so tokens may be
 //   offered in any order: of equal distances the lower index is nearer, always. Neither the order
 //   of the panels nor what is left out nor the threads change a result by a bit.
@@ -213,14 +213,14 @@ struct Boxes {
     }
 };
 
-// What rounding adds to or takes from C d2 is at most ROUNDING (C + 16) (|x_i|^2 + |x_j|^2): twice
-// the half unit in the last place for each of C products and sums, of numbers up to
-// (|x_i| + |x_j|)^2, and a few for the sketches, which are summed in double precision.
+// What rounding adds to or takes from C d2 is at most ROUNDING (C + 20) (|x_i|^2 + |x_j|^2): half
+// a unit in the last place for each of C products and sums, of numbers up to (|x_i| + |x_j|)^2,
+// which is at most 2 |x_i|^2 + 2 |x_j|^2; and some for the sketches, summed in double precision.
 constexpr float ROUNDING = std::numeric_limits<float>::epsilon();
 
 // A token's part of it. Without bound where the token is not finite, or its norm is not.
 float slack_of(float norm2, int64_t channels) {
-    return norm2 < 1e37f ? ROUNDING * float(channels + 16) * norm2 : INF;
+    return norm2 < 1e37f ? ROUNDING * float(channels + 20) * norm2 : INF;
 }
 
 // What tokens in LANES boxes, `first` and those after it, are at least apart from those in box b of
@@ -238,8 +238,8 @@ inline Vec apart2(const Boxes& boxes, int64_t first, const Boxes& others, int64_
     return sum;
 }
 
-// Which of LANES boxes, `first` and those after it up to `end`, may hold tokens that are up to `reach`
-// away from tokens in box b of others: a bit for each.
+// Which of LANES boxes, `first` and those after it up to `end`, may hold tokens that are up to
+// `reach` away from tokens in box b of others: a bit for each.
 inline uint32_t near_boxes(const Boxes& boxes, int64_t first, int64_t end, const Boxes& others,
                            int64_t b, Vec reach) {
     const Vec limit = reach + (load(boxes.slack + first) + others.slack[b]);
@@ -392,7 +392,8 @@ struct Image {
     }
 
     // C d2 between tokens anywhere and those of a panel; the rows after `count` have no meaning.
-    inline __attribute__((always_inline)) void distance2(const int32_t* places, int64_t count, Panel lanes, Vec (&tile)[LANES]) const {
+    __attribute__((always_inline)) void distance2(const int32_t* places, int64_t count, Panel lanes,
+                                                  Vec (&tile)[LANES]) const {
         const float* from[LANES];
         float norms[LANES];
         for (int i = 0; i < LANES; ++i) {
@@ -547,6 +548,8 @@ void put_alike_together(Image& image, int64_t first, int64_t end, int64_t block_
     put_alike_together(image, middle, end, block_panels);
 }
 
+// Decides where every token is.
+//   mean  (C,) what choose_origin leaves
 void arrange(Image& image, const float* mean, int64_t block_panels) {
     std::iota(image.token, image.token + image.N, 0);
     image.sketched =
@@ -578,7 +581,9 @@ void place_tokens(Image& image, Block block, int64_t number, Panel panel) {
             image.place[image.token[i]] = int32_t(i);
             image.norm2[i] = norm2[l];
             image.reach[i] = INF;
-            for (int d = 0; d < SKETCH; ++d) image.points.low[d * image.points.stride + i] = sketch[d];
+            for (int d = 0; d < SKETCH; ++d) {
+                image.points.low[d * image.points.stride + i] = sketch[d];
+            }
             image.points.slack[i] = slack_of(norm2[l], image.C);
             image.panels.widen(p, image.points, i);
             image.blocks.widen(number, image.points, i);
@@ -621,7 +626,7 @@ void offer_block(Image& image, int64_t p, Block block, const float* columns) {
 }
 
 // Makes all tokens of two blocks neighbours of each other, or those of one block among themselves.
-//   panel, columns  scratch; two blocks of columns: for each panel (tokens of the other block, LANES)
+//   panel, columns  scratch: a panel; for each panel (tokens of the other block, LANES) distances
 void search_all(Image& image, Block a, Block b, Panel panel, float* columns) {
     const bool same = a.first == b.first;
     const int64_t panels = std::max(a.end - a.first, b.end - b.first);
@@ -677,7 +682,7 @@ void meet(Image& image, int64_t p, Panel panel, const int32_t* places, int64_t c
     const int64_t first = p * LANES, tokens = image.tokens_of_panel(p);
     Vec tile[LANES];
     image.distance2(places, count, panel, tile);
-    const Vec reach = load(image.reach + first);  // those of LANES tokens, or -1 where there is none
+    const Vec reach = load(image.reach + first);
     Vec beyond = broadcast(INF);  // how far from being of use the nearest is
     for (int64_t i = 0; i < count; ++i) {
         beyond = smaller(tile[i] - larger(reach, broadcast(image.reach[places[i]])), beyond);
@@ -808,7 +813,7 @@ int64_t groups_of_seekers(const Image& image) {
     return divide_up(image.opens, seekers_together(image));
 }
 
-// delta2 of a group of open tokens, the seekers: the nearest of all that come before them in density.
+// delta2 of a group of open tokens, the seekers: the nearest of all that are denser.
 //   panel  scratch
 void search_denser(Image& image, int64_t group, int64_t block_panels, Panel panel) {
     const int64_t together = seekers_together(image);
@@ -1079,11 +1084,17 @@ void dpc_knn(const float* x, int64_t batch, int64_t N, int64_t C, const int64_t*
         scratches.push_back(arena.take<float>(scratch_size));
     }
     std::vector<std::mutex> locks(batch * blocks);
-    // Pairs of blocks, near ones first: of an image's tokens the near ones are the more alike, and
-    // short lists turn away more.
+    // Pairs of blocks, near ones first: their tokens are the more alike, and what a token has found
+    // keeps others out. Pairs that follow each other have no block in common, for which threads
+    // would wait for each other.
     std::vector<std::pair<int64_t, int64_t>> pairs;
-    for (int64_t apart = 0; apart < blocks; ++apart) {
-        for (int64_t i = 0; i + apart < blocks; ++i) pairs.emplace_back(i, i + apart);
+    for (int64_t i = 0; i < blocks; ++i) pairs.emplace_back(i, i);
+    for (int64_t apart = 1; apart < blocks; ++apart) {
+        for (int64_t odd = 0; odd < 2; ++odd) {
+            for (int64_t i = 0; i + apart < blocks; ++i) {
+                if (i / apart % 2 == odd) pairs.emplace_back(i, i + apart);
+            }
+        }
     }
     const int64_t number_of_pairs = int64_t(pairs.size());
     const auto block = [=](int64_t i) {
@@ -1117,9 +1128,8 @@ void dpc_knn(const float* x, int64_t batch, int64_t N, int64_t C, const int64_t*
 
 #pragma omp for schedule(dynamic)
         for (int64_t t = 0; t < batch * number_of_pairs; ++t) {
-            const int64_t b = t / number_of_pairs;
-            const int64_t i = pairs[t % number_of_pairs].first;
-            const int64_t j = pairs[t % number_of_pairs].second;
+            const int64_t b = t % batch;
+            const auto [i, j] = pairs[t / batch];
             const std::lock_guard<std::mutex> first(locks[b * blocks + i]);
             std::unique_lock<std::mutex> second(locks[b * blocks + j], std::defer_lock);
             if (i != j) second.lock();
