@@ -125,13 +125,15 @@ class ClassifierGraph(ModelGraph):
 
         head = getattr(model, 'head', None)
         # By what its library makes of the logits: a head of numbers makes neither.
-        self.probabilities = {
+        known: dict[Any, Callable[[Tensor], Tensor]] = {
             ClsHead._get_predictions: _softmax,
             MultiLabelClsHead._get_predictions: torch.sigmoid,
-        }.get(getattr(type(head), '_get_predictions', None))
-        if self.probabilities is None:
+        }
+        own = getattr(type(head), '_get_predictions', None)
+        if own not in known:
             raise _no_graph(model, head, 'gives no classes')
         super().__init__(model)
+        self.probabilities = known[own]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) to the model's classes."""
