@@ -405,7 +405,10 @@ def test_a_program_of_another_model_is_not_kept(narrow, tmp_path, monkeypatch):
     class Other(torch.nn.Module):
         def forward(self, images):
             sides = enumerate(ARCH['embed_dims'])
-            return [images.new_ones(len(images), c, 16 >> at, 24 >> at) * images.mean() for at, c in sides]
+            return [
+                images.new_ones(images.shape[0], c, 16 >> at, 24 >> at) * images.mean()
+                for at, c in sides
+            ]
 
     batch = {0: torch.export.Dim('batch', max=9)}
     images = torch.zeros(2, 3, 64, 96)
