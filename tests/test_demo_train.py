@@ -12,14 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # The demo's set-up leaves these out.
 ABSENT = ('mmcv.ops', 'mmcv._ext', 'mmdet', 'mmpose', 'mmpretrain', 'pycocotools', 'xtcocotools')
 STARTER = f"""
-import importlib.abc, runpy, sys
+import runpy, sys
 
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if any(name == each or name.startswith(each + '.') for each in {ABSENT!r}):
-            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
-
-sys.meta_path.insert(0, Absent())
+sys.modules.update(dict.fromkeys({ABSENT!r}))  # None there: not to be imported, and not found
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name='__main__')
 """

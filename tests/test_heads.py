@@ -25,7 +25,6 @@ from recipes import HEADS
 
 from clustr_mm.datasets.check import check_paths
 from clustr_mm.datasets.mini.mini import MiniData, build
-from clustr_mm.engine.errors import dicts
 from clustr_mm.engine.runner import ToolRunner
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,6 +92,16 @@ def smaller(node):
     return node
 
 
+def fewer(node):
+    """At most 32 queries, proposals, samples and points below a node of a config."""
+    counts = ('num_queries', 'num_points', 'num_dn_queries', 'max_per_img', 'nms_pre', 'num')
+    if isinstance(node, list):
+        return [fewer(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    return {key: min(value, 32) if key in counts else fewer(value) for key, value in node.items()}
+
+
 def steps_of(pipeline, name):
     """A leaf's pipeline with what this machine can load."""
     steps = [step for step in pipeline if step.type != 'Albumentation']  # not installed here
@@ -143,10 +152,7 @@ def shrink(cfg, data, name):
     cfg.default_hooks.checkpoint = None
     cfg.default_hooks.logger.interval = 1
     cfg.visualizer.update(name=Path(cfg.filename).stem, vis_backends=[])
-    for node in dicts(cfg.model):
-        for key in ('num_queries', 'num_points', 'num_dn_queries', 'max_per_img', 'nms_pre', 'num'):
-            if key in node:
-                node[key] = min(node[key], 32)
+    cfg.model = fewer(cfg.model)
     if name != 'mmpose' and 'data_preprocessor' in cfg.model:
         cfg.model.data_preprocessor = smaller(cfg.model.data_preprocessor)
     return cfg
