@@ -1,271 +1,244 @@
 #!/usr/bin/env bash
-# Makes the virtual environment of the Makefile's targets, from a machine that has no more than Python
-# 3.11 or 3.12, gcc and g++. Says nothing, and changes nothing, where the environment is already right.
+# Makes the virtual environments of the Makefile's targets, from a machine that has no more than Python
+# 3.11 or 3.12. Says nothing, and changes nothing, where the environment is already right.
+#
+#     setup_env.sh demo      what `make demo` needs: torch, mmengine, mmseg, mmcv without its operators
+#     setup_env.sh all       everything, with mmcv's operators compiled: needs gcc and g++
+#     setup_env.sh upstream  OpenMMLab's own last releases, for `make test-upstream`: needs Python 3.11
 #
 # Reads from the environment:
 #   VENV      the environment's folder (default .venv); one that exists is taken as it is and added to
 #   PYTHON    the interpreter to make it with (default: the first of python3, python3.11, python3.12 that fits)
-#   CUDA_OPS  auto: mmcv's CUDA ops where an NVIDIA GPU and a fitting nvcc are (default); 0: never;
+#   CUDA_OPS  auto: mmcv's CUDA operators where an NVIDIA GPU and a fitting nvcc are (default); 0: never;
 #             1: always, for building where there is no GPU (set TORCH_CUDA_ARCH_LIST too)
 #   MAX_JOBS  how many files compile at once (default: one a core, as far as memory allows)
-set -euo pipefail
+# and what pip reads of index-url, find-links and cert, from its variables or its files.
+set -Eeuo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# What the user's shell says of Python's paths would count as installed here.
+unset PYTHONPATH PYTHONHOME
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cd "$repo"
-lock=requirements/lock.txt
-cuda_ops=${CUDA_OPS:-auto}
-# Measured: 8 GB at the worst moment, 3 more where pip keeps a copy of what it fetches on the same disk.
-gigabytes_needed=9 gigabytes_with_copies=12
-. requirements/common.sh
+what=$1
+venv=${VENV:-.venv}
+case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
+python=$venv/bin/python stamp=$venv/setup-complete
+cuda_ops=${CUDA_OPS:-auto} cuda_home=
+versions='3.11 3.12' locks=(requirements/lock_demo.txt) sources='onedl-mmcv' strangers='mmcv mmcv_full mmengine mmdet mmsegmentation mmpretrain'
+proof='import cv2, mmengine, mmseg.models'
+case $what in
+    demo) ;;
+    all)
+        # xtcocotools' wheel is built for numpy 1.
+        locks+=(requirements/lock.txt) sources='onedl-mmcv xtcocotools'
+        proof+=', mmcv.ops, mmdet.datasets, mmdet.models, mmpretrain.models, mmpose.models'
+        ;;
+    upstream)
+        versions=3.11 locks=(requirements/lock_upstream.txt) sources=mmcv strangers='onedl_*' cuda_ops=0
+        proof+=', mmcv.ops'
+        ;;
+esac
 
-# --- what is here ------------------------------------------------------------------------------------
-
-fits() {
-    "$1" -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' 2>/dev/null
+die() {
+    printf 'set-up: %s\n' "$*" >&2
+    exit 1
 }
 
-version_of() {
-    "$1" --version 2>/dev/null || echo "no Python that runs"
+fits() {
+    "$1" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] not in '$versions'.split())" 2>/dev/null
 }
 
 choose_python() {
-    local candidate
-    if [ -n "${PYTHON:-}" ]; then
-        command -v "$PYTHON" >/dev/null || die "PYTHON=$PYTHON: there is no such command"
-        fits "$PYTHON" || die "PYTHON=$PYTHON is $(version_of "$PYTHON"): name a Python 3.11 or 3.12"
-        echo "$PYTHON"
-        return
-    fi
-    for candidate in python3 python3.11 python3.12; do
-        if fits "$candidate"; then
-            echo "$candidate"
-            return
-        fi
+    local candidate candidates=(python3 python3.11 python3.12)
+    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
+        ! fits "$candidate" || { echo "$candidate"; return; }
     done
-    die "no Python 3.11 or 3.12 among python3, python3.11, python3.12: install one, or name it with PYTHON=/path/to/python"
+    die "no Python ${versions// / or } that runs among ${candidates[*]}: install one, or name it with PYTHON=/path/to/python (one of pyenv's: PYENV_VERSION=3.12.1 PYTHON=python3.12)"
 }
 
-has_gpu() {
-    compgen -G '/proc/driver/nvidia/gpus/*' >/dev/null || nvidia-smi -L 2>/dev/null | grep -q '^GPU'
-}
-
-# The CUDA major version of the torch in the environment ("13"; nothing where torch is not there or has no CUDA),
-# read without importing torch, which would take seconds.
-torch_cuda_major() {
-    "$python" - <<'PY' 2>/dev/null
-import importlib.util, pathlib, re
-folder = pathlib.Path(importlib.util.find_spec("torch").origin).parent
-print(*re.findall(r"^cuda\b.*= '(\d+)\.", (folder / "version.py").read_text(), re.M))
-PY
-}
-
-# The compute capabilities of the GPUs that torch sees ("9.0", "8.0;8.6").
-gpu_kinds() {
-    "$python" - <<'PY'
-import torch
-kinds = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-print(";".join(f"{major}.{minor}" for major, minor in sorted(kinds)))
-PY
-}
-
-# A CUDA toolkit of the major version $1 that can compile (nvcc and the headers).
-find_toolkit() {
-    local nvcc home
-    nvcc=$(command -v nvcc || true)
-    for home in "${CUDA_HOME:-}" "${nvcc%/bin/nvcc}" /usr/local/cuda "/usr/local/cuda-$1" /usr/local/cuda-"$1".*; do
-        if [ -n "$home" ] && [ -e "$home/include/cuda_runtime.h" ] \
-            && "$home/bin/nvcc" --version 2>/dev/null | grep -q "release $1\."; then
-            echo "$home"
-            return
-        fi
-    done
-}
-
-# Sets ops to "cpu" or "cuda MAJOR TOOLKIT", and ops_note to a line that says why no CUDA ops where one
-# would expect them. Before torch is installed this is a guess that the second call corrects.
-choose_ops() {
-    local major toolkit
-    ops=cpu ops_note=
-    case $cuda_ops in
-        0) return ;;
-        1) ;;
-        auto) has_gpu || return 0 ;;
-    esac
-    major=$(torch_cuda_major || true)
-    toolkit=$([ -z "$major" ] || find_toolkit "$major")
-    if [ -n "$toolkit" ]; then
-        ops="cuda $major $toolkit"
-    elif [ "$cuda_ops" = 1 ] && [ -n "$major" ]; then
-        die "CUDA_OPS=1, but there is no nvcc of CUDA $major with its headers: install that toolkit, or name it with CUDA_HOME="
-    else
-        ops_note="no nvcc of torch's CUDA ${major:-version} found (CUDA_HOME= names one): mmcv gets its CPU ops, and everything but detection runs on the GPU all the same"
-    fi
-}
-
-# Everything that decides the environment. The stamp holds it once all of it is in place.
+# Everything that decides the environment. The stamp holds it, and what is in place, once all of it is.
 fingerprint() {
     {
-        cat "$lock" requirements/setup_env.sh requirements/common.sh pyproject.toml setup.py "$venv/pyvenv.cfg"
-        echo "$repo $venv $ops"
-    } | sha256sum | cut -d ' ' -f 1
+        cat "${locks[@]}" requirements/setup_env.sh pyproject.toml setup.py "$venv/pyvenv.cfg"
+        echo "$PWD $venv"
+        [ "$what" = demo ] || { echo "$cuda_ops"; compgen -G '/proc/driver/nvidia/gpus/*' || true; }
+    } 2>/dev/null | sha256sum | cut -d ' ' -f 1
 }
 
 up_to_date() {
-    [ -x "$python" ] && [ -f "$stamp" ] || return 1
-    choose_ops
-    [ "$(cat "$stamp")" = "$(fingerprint)" ]
+    [ -x "$python" ] && grep -qs "^$what $(fingerprint)$" "$stamp"
 }
 
-# --- the steps ---------------------------------------------------------------------------------------
-
-# An environment that is there must be one of ours to use: of a fitting Python, and of the one asked for.
+# An environment that is there must be one to use, and of the Python asked for.
 check_folder() {
     local asked
     if [ -x "$python" ]; then
-        fits "$python" || die "$venv holds $(version_of "$python"), not 3.11 or 3.12: name another folder with VENV="
+        fits "$python" || die "$venv holds $("$python" --version 2>&1), not Python ${versions// / or }: name another folder with VENV="
         [ -n "${PYTHON:-}" ] || return 0
         asked=$(choose_python)
-        [ "$(version_of "$asked")" = "$(version_of "$python")" ] \
-            || die "$venv holds $(version_of "$python"), PYTHON=$PYTHON is $(version_of "$asked"): name another folder with VENV=, or remove this one"
-    elif [ -L "$python" ]; then
-        die "the Python that $venv was made with is gone: remove that folder and run this again"
-    elif [ -e "$venv" ] && [ ! -e "$log" ] && [ -n "$(ls -A "$venv" 2>/dev/null || echo file)" ]; then
+        [ "$("$asked" --version)" = "$("$python" --version)" ] \
+            || die "$venv holds $("$python" --version), PYTHON=$PYTHON is another: name another folder with VENV=, or remove this one"
+    elif [ ! -e "$venv/pyvenv.cfg" ] && ls -A "$venv" 2>/dev/null | grep -qv '^setup.lock$'; then
         die "VENV=$venv is there and is no virtual environment: name another folder"
     fi
 }
 
-# What compiling and the downloads need, better said now than after them.
+# What is better said before the downloads than after them.
 check_machine() {
-    local tool folder free
-    if [ -x "$python" ]; then base=$python; else base=$(choose_python); fi
-    "$base" -c 'import venv, ensurepip' 2>/dev/null \
-        || die "$base cannot make virtual environments: install its venv module (Debian, Ubuntu: apt-get install python3-venv)"
-    "$base" -c 'import os, sysconfig as s; os.stat(os.path.join(s.get_paths()["include"], "Python.h"))' 2>/dev/null \
-        || die "$base comes without Python.h: install its headers (Debian, Ubuntu: apt-get install python3-dev)"
-    for tool in gcc g++; do
-        command -v "$tool" >/dev/null || die "$tool is missing: install it (Debian, Ubuntu: apt-get install build-essential)"
-    done
+    local tool folder free base=$python
+    [ -x "$base" ] || base=$(choose_python)
+    if [ "$what" != demo ]; then
+        "$base" -c 'import os, sysconfig as s; os.stat(os.path.join(s.get_paths()["include"], "Python.h"))' 2>/dev/null \
+            || die "$base comes without Python.h: install its headers (Debian, Ubuntu: apt-get install python3-dev)"
+        for tool in gcc g++; do
+            command -v "$tool" >/dev/null || die "$tool is missing: install it (Debian, Ubuntu: apt-get install build-essential)"
+        done
+    fi
     folder=$venv
     until [ -d "$folder" ]; do folder=$(dirname "$folder"); done
     free=$(df -Pk "$folder" | awk 'NR == 2 {print int($4 / 1000 / 1000)}')
-    [ "$free" -lt "$gigabytes_with_copies" ] && [ -z "$(torch_cuda_major || true)" ] || return 0
-    [ "$free" -ge "$gigabytes_needed" ] \
-        || die "$folder has $free GB free, and $gigabytes_needed GB are needed: free some, or name a folder elsewhere with VENV="
-    echo "set-up: $folder has $free GB free: pip keeps no copy of what it fetches"
-    export PIP_NO_CACHE_DIR=1
+    [ -d "$venv/bin" ] || [ "$free" -ge 9 ] \
+        || die "$folder has $free GB free, and 9 GB are needed: free some, or name a folder elsewhere with VENV="
 }
 
-# A pip that was cut off leaves packages which look installed and are not: what has no RECORD, which pip
-# writes last, is taken away, so that it is installed again.
-remove_half_installed() {
-    find "$packages" -maxdepth 1 \( -name '~*' -o -name '*.dist-info' ! -exec test -e '{}/RECORD' \; \) \
-        -exec rm -rf {} +
+# uv does not read pip's settings.
+pip_setting() {
+    local variable=PIP_${1^^}
+    variable=${variable//-/_}
+    [ -z "${!variable:-}" ] || { echo "${!variable}"; return; }
+    "$python" -m pip config get "global.$1" 2>/dev/null || true
 }
 
-refuse_upstream() {
-    local name
-    for name in mmcv mmcv_full mmengine mmdet mmsegmentation mmpretrain; do
-        if compgen -G "$packages/$name-*.dist-info" >/dev/null; then
-            die "$venv holds ${name//_/-}, whose files the onedl fork would overwrite: name another folder with VENV="
-        fi
-    done
+take_pip_settings() {
+    local index links cert
+    index=$(pip_setting index-url) links=$(pip_setting find-links) cert=$(pip_setting cert)
+    [ -z "$index" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$index}"
+    [ -z "$cert" ] || export SSL_CERT_FILE="${SSL_CERT_FILE:-$cert}"
+    # shellcheck disable=SC2086 # pip separates the folders by blanks, uv by commas
+    [ -z "$links" ] || UV_FIND_LINKS=${UV_FIND_LINKS:-$(printf '%s,' $links)}
+    export UV_FIND_LINKS=${UV_FIND_LINKS%,}
+    export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-180}" UV_PYTHON_DOWNLOADS=never
 }
 
-# compiled NAME PROOF BUILT_AGAINST WHAT [PIP OPTION...]: installs the source distribution NAME, and proves
-# that what it compiled works. pip's cache cannot be trusted with such wheels: it knows a wheel by its
-# source alone, so it hands out one built against another torch or numpy, or mmcv built in isolation,
-# which has no ops at all. So each gets a cache of its own for what it was built against.
-compiled() {
-    local name=$1 proof=$2 against=$3 what=$4 built=$venv/built-$1 cache
-    shift 4
-    against="$(pinned "$name") $against"
-    [ "$(cat "$built" 2>/dev/null)" = "$against" ] && "$python" -c "$proof" >>"$log" 2>&1 && return
-    rm -f "$built"
-    cache=$("$python" -m pip cache dir 2>/dev/null || true) # nothing where pip is told to keep none
-    [ -z "$cache" ] || cache=$cache/clustr-mm/$name-$(printf '%s' "$against" | sha256sum | cut -c 1-12)
-    step "$what" pip_install --verbose --force-reinstall ${cache:+--cache-dir "$cache"} "$@" "$(pinned "$name")"
-    if ! "$python" -c "$proof" >>"$log" 2>&1; then
-        step "$what once more, from the source alone, for the wheel that pip found does not work here" \
-            pip_install --verbose --force-reinstall --no-cache-dir --no-binary "$name" "$(pinned "$name")"
-        step "checking $name" "$python" -c "$proof"
-    fi
-    printf '%s' "$against" >"$built"
+pinned() {
+    grep -h "^$1==" "${locks[@]}"
 }
 
+# Progress where somebody looks on.
 install() {
-    local packages name mmcv_proof mmcv_time major toolkit tools=()
-    # pip unpacks gigabytes, more than many a /tmp holds.
-    export TMPDIR=$venv/tmp
-    rm -rf "$TMPDIR"
-    mkdir "$TMPDIR"
+    local quiet=--quiet
+    [ ! -t 2 ] || quiet=
+    "$venv/bin/uv" pip install --python "$python" --no-deps ${quiet:+"$quiet"} --build-constraints "${locks[0]}" "$@"
+}
 
-    # Also mends an environment whose making was cut off: pip is the last thing it puts in.
-    "$python" -m pip --version >/dev/null 2>&1 || step "making $venv with $(version_of "$base")" "$base" -m venv "$venv"
-    packages=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
-    refuse_upstream
-    remove_half_installed
-    export PATH="$venv/bin:$PATH" # ninja
-
-    for name in click cython ninja numpy packaging setuptools wheel; do
-        tools+=("$(pinned "$name")")
+# The CUDA toolkit, nvcc and headers, of the major version of the torch that is installed.
+find_toolkit() {
+    local home nvcc major=$1
+    nvcc=$(command -v nvcc || true)
+    for home in "${CUDA_HOME:-}" "${nvcc%/bin/nvcc}" /usr/local/cuda "/usr/local/cuda-$major"*; do
+        [ -e "$home/include/cuda_runtime.h" ] && "$home/bin/nvcc" --version | grep -q "release $major\." \
+            && echo "$home" && return
     done
-    step "installing the build tools" pip_install "${tools[@]}"
-    step "installing torch, the OpenMMLab packages and what they need (the first time 5 GB, about 3 minutes)" \
-        pip_install --requirement <(grep -Ev '^(onedl-mmcv|xtcocotools)==' "$lock")
+}
 
-    choose_ops
-    [ -z "$ops_note" ] || printf 'set-up: %s\n' "$ops_note"
+# Says what mmcv's operators are compiled for, and sets what its build reads.
+choose_ops() {
+    local major memory
+    memory=$(awk '/^MemAvailable/ {print int($2 / 2000000) + 1}' /proc/meminfo) # a file takes up to 2 GB
     # -O1: half the time to compile, and what trains is torch's own code.
-    export MAX_JOBS=${MAX_JOBS:-$(jobs_that_fit)} CFLAGS="${CFLAGS:-} -O1 -g0" CXXFLAGS="${CXXFLAGS:-} -O1 -g0"
-    # Its wheel is built for numpy 1.
-    compiled xtcocotools 'import xtcocotools.mask' "$(pinned numpy)" "compiling xtcocotools (half a minute)" \
-        --no-binary xtcocotools
-
-    mmcv_proof='from mmcv.ops import get_compiling_cuda_version as cuda, nms'
-    mmcv_time="about 9 minutes on two cores"
-    if [ "$ops" != cpu ]; then
-        read -r _ major toolkit <<<"$ops"
+    export MAX_JOBS=${MAX_JOBS:-$(printf '%s\n' "$(nproc)" "$memory" | sort -n | head -n 1)}
+    export MMCV_WITH_OPS=1 CFLAGS="${CFLAGS:-} -O1 -g0" CXXFLAGS="${CXXFLAGS:-} -O1 -g0" PATH="$venv/bin:$PATH"
+    major=$(sed -n "s/^cuda\b.*= '\([0-9]*\)\..*/\1/p" "$packages/torch/version.py")
+    if [ "$cuda_ops" = 1 ] || { [ "$cuda_ops" = auto ] && compgen -G '/proc/driver/nvidia/gpus/*' >/dev/null; }; then
+        cuda_home=$(find_toolkit "$major" || true)
+        [ -n "$cuda_home" ] || [ "$cuda_ops" = auto ] \
+            || die "CUDA_OPS=1, but there is no nvcc of CUDA $major with its headers: install that toolkit, or name it with CUDA_HOME="
+        [ -n "$cuda_home" ] || echo "set-up: no nvcc of torch's CUDA $major found (CUDA_HOME= names one): mmcv gets its CPU operators, and everything but detection runs on the GPU all the same"
+    fi
+    if [ -n "$cuda_home" ]; then
         # A toolkit may be nvcc and the runtime alone; the other headers came with torch's CUDA libraries.
-        export FORCE_CUDA=1 CUDA_HOME="$toolkit" CPATH="$packages/nvidia/cu$major/include${CPATH:+:$CPATH}"
-        # Said aloud, for a wheel built for another GPU does not run on this one.
-        export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$(gpu_kinds)}
-        mmcv_proof+='; assert cuda() != "not available", "mmcv was compiled without CUDA"'
-        mmcv_time="with CUDA, which CUDA_OPS=0 leaves out: about 10 minutes on 16 cores"
+        export FORCE_CUDA=1 CUDA_HOME="$cuda_home" CPATH="$packages/nvidia/cu$major/include${CPATH:+:$CPATH}"
+        # Said aloud, for operators built for another GPU do not run on this one.
+        export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -u | paste -sd ';')}
+        proof+='; assert mmcv.ops.get_compiling_cuda_version() != "not available", "mmcv has no CUDA operators"'
     else
         # Where it sees a GPU, mmcv compiles for CUDA unasked.
         export FORCE_CUDA=0 CUDA_VISIBLE_DEVICES=
     fi
-    compiled onedl-mmcv "$mmcv_proof" "$(pinned torch) $ops ${TORCH_CUDA_ARCH_LIST:-}" "compiling mmcv's ops ($mmcv_time)"
-
-    step "installing clustr-mm" pip_install --editable .
-    step "importing every library" "$python" -c \
-        'import cv2, mmengine, mmcv.ops, mmdet.datasets, mmdet.models, mmseg.models, mmpretrain.models, mmpose.models'
+    built_for="$(pinned torch) $(pinned numpy) ${cuda_home:-cpu} ${TORCH_CUDA_ARCH_LIST:-}"
 }
 
-venv=${VENV:-.venv}
-case $venv in /*) ;; *) venv=$repo/$venv ;; esac
-python=$venv/bin/python
-stamp=$venv/setup-complete
-log=$venv/setup.log
+# Compiles against the torch and numpy that are installed. uv keeps what it compiled apart by the setting.
+compile() {
+    local name options=()
+    choose_ops
+    if [ "$(cat "$venv/built-for" 2>/dev/null)" != "$built_for" ]; then
+        rm -f "$venv/built-for"
+        # mmcv without operators has the same name and version.
+        # shellcheck disable=SC2086 # one word a package
+        "$venv/bin/uv" pip uninstall --quiet --python "$python" $sources
+    fi
+    for name in $sources; do
+        options+=("$(pinned "$name")" --no-build-isolation-package "$name" --config-settings-package "$name:built-for=$built_for")
+    done
+    echo "set-up: compiling mmcv's operators: about 9 minutes on two cores, none where they were compiled before ..."
+    install "${options[@]}" --no-binary xtcocotools
+    printf '%s' "$built_for" >"$venv/built-for"
+}
+
+# As a user would, with its requirements: all of them must be met already.
+install_beside() {
+    local before
+    before=$("$venv/bin/uv" pip freeze --python "$python" --exclude clustr-mm)
+    "$python" -m pip install -qq --editable .
+    diff <(echo "$before") <("$venv/bin/uv" pip freeze --python "$python" --exclude clustr-mm) \
+        || die 'installing clustr-mm changed the stack'
+}
 
 case $cuda_ops in auto | 0 | 1) ;; *) die "CUDA_OPS=$cuda_ops: it is auto, 0 or 1" ;; esac
 check_folder
 up_to_date && exit 0
 check_machine
 
-mkdir -p "$venv" || die "cannot make the folder VENV=$venv"
-exec 9>>"$log"
+mkdir -p "$venv"
+exec 9>>"$venv/setup.lock"
 # Two at once (make demo here, make test there): the second waits, and finds everything done.
-if command -v flock >/dev/null && ! flock --nonblock 9; then
+if ! flock --nonblock 9; then
     echo "set-up: another one is at work in $venv; waiting for it ..."
     flock 9
     up_to_date && exit 0
 fi
+trap 'echo "set-up: failed; the same command goes on from here" >&2' ERR
 
 rm -f "$stamp"
-install
-choose_ops
-fingerprint >"$stamp.new"
+# Also mends an environment whose making was cut off, for pip is the last thing it puts in, or whose Python is gone.
+if ! "$python" -m pip --version >/dev/null 2>&1; then
+    base=$python
+    [ -x "$python" ] || { base=$(choose_python); rm -f "$venv"/bin/python*; }
+    "$base" -m venv "$venv"
+fi
+packages=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+for name in $strangers; do
+    ! compgen -G "$packages/$name-*.dist-info" >/dev/null \
+        || die "$venv holds ${name//_/-}: OpenMMLab's own packages and the onedl forks overwrite each other's files; name another folder with VENV="
+done
+# An installation that was cut off leaves packages which look installed and are not: RECORD is written last.
+find "$packages" -maxdepth 1 \( -name '~*' -o -name '*.dist-info' ! -exec test -e '{}/RECORD' \; \) -exec rm -rf {} +
+
+echo "set-up: installing torch, the OpenMMLab packages and what they need into $venv (5 GB the first time) ..."
+[ -x "$venv/bin/uv" ] || "$python" -m pip install -qq --disable-pip-version-check "$(pinned uv)"
+take_pip_settings
+if [ "$what" = demo ]; then
+    install --requirement "${locks[0]}"
+else
+    # shellcheck disable=SC2086 # one word a package
+    install --requirement <(grep -hv $(printf -- '-e ^%s== ' $sources) "${locks[@]}")
+    compile
+fi
+if [ "$what" = upstream ]; then install_beside; else install --editable .; fi
+"$python" -W ignore -c "$proof" >/dev/null
+# What has everything has what the demo needs.
+if [ "$what" = all ]; then fingerprints="all $(fingerprint)"; locks=(requirements/lock_demo.txt) what=demo; fi
+printf '%s\n' "${fingerprints:-}" "$what $(fingerprint)" >"$stamp.new"
 mv "$stamp.new" "$stamp"
-rm -rf "$TMPDIR"
 echo "set-up: done; $venv is ready"

@@ -24,6 +24,12 @@ HEADS = (
 )
 
 
+def is_head(path):
+    """Whether a leaf is one of these."""
+    name = f'{path.parent.name}/{path.stem}'
+    return name in {head.format(body) for head in HEADS for body in ('s', 'pvtb2')}
+
+
 def assert_decay_spares(cfg, model, norms=True, biases=False):
     """Builds the config's optimizer: it decays all parameters but those of norms, or all biases."""
     groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups

@@ -21,10 +21,9 @@ from clustr_mm.datasets.mini.mini import MiniData, build
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAF = ROOT / 'configs' / 'mmseg' / 'upernet_clustr_t_mini.py'
-STEPS = 12
 OPTIONS = [
-    f'train_cfg.max_iters={STEPS}', 'train_cfg.val_interval=6', 'train_dataloader.batch_size=2',
-    'model.data_preprocessor.size=(64,64)', 'model.decode_head.channels=32',
+    'train_dataloader.batch_size=2', 'model.data_preprocessor.size=(64,64)',
+    'model.decode_head.channels=32',
     'model.backbone.drop_path_rate=0.2', 'default_hooks.checkpoint.interval=1',
     'default_hooks.checkpoint.max_keep_ckpts=1', 'default_hooks.logger.interval=1',
     'train_dataloader.num_workers=1', 'val_dataloader.num_workers=0',
@@ -38,15 +37,16 @@ def data(tmp_path_factory) -> Path:
     return build(tmp_path_factory.mktemp('data') / 'mini', mini)['ade20k']
 
 
-def start(processes, data, folder):
+def start(processes, steps, data, folder):
     command = [sys.executable, 'tools/train.py', LEAF]
     if processes > 1:
         command = ['tools/dist_train.sh', LEAF, processes]
     command += ['--data-root', data, '--work-dir', folder, '--device', 'cpu', '--resume']
+    length = [f'train_cfg.max_iters={steps}', f'train_cfg.val_interval={steps // 2}']
     folder.mkdir(exist_ok=True)
     with open(folder / 'said.txt', 'a') as said:
         return subprocess.Popen(
-            [*map(str, command), '--cfg-options', *OPTIONS],
+            [*map(str, command), '--cfg-options', *OPTIONS, *length],
             cwd=ROOT,
             env={**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'},
             stdout=said,
@@ -72,12 +72,13 @@ def kill_somewhere(process, folder, chance):
     return True
 
 
-def check(processes, kills, data, tmp_path):
+def check(processes, kills, steps, data, tmp_path):
     alone, killed = tmp_path / 'alone', tmp_path / 'killed'
-    assert start(processes, data, alone).wait() == 0, (alone / 'said.txt').read_text()[-4000:]
+    run = start(processes, steps, data, alone)
+    assert run.wait() == 0, (alone / 'said.txt').read_text()[-4000:]
     chance, made = random.Random(0), 0
     while True:
-        run = start(processes, data, killed)
+        run = start(processes, steps, data, killed)
         if made < kills and kill_somewhere(run, killed, chance):
             made += 1
             continue
@@ -85,14 +86,14 @@ def check(processes, kills, data, tmp_path):
         if made >= kills:
             break
         killed.rename(tmp_path / f'killed_{made}')  # it ended first: another run takes the rest
-        compare(alone, tmp_path / f'killed_{made}')
-    compare(alone, killed)
+        compare(alone, tmp_path / f'killed_{made}', steps)
+    compare(alone, killed, steps)
     assert not list(killed.glob('*.part'))
 
 
-def compare(one, other):
+def compare(one, other, steps):
     one, other = (
-        torch.load(folder / f'iter_{STEPS}.pth', weights_only=False) for folder in (one, other)
+        torch.load(folder / f'iter_{steps}.pth', weights_only=False) for folder in (one, other)
     )
     for part in ('state_dict', 'optimizer'):
         assert str(one[part]) == str(other[part])
@@ -100,10 +101,10 @@ def compare(one, other):
 
 
 def test_two_kills(data, tmp_path):
-    check(1, 2, data, tmp_path)
+    check(1, 2, 6, data, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(('processes', 'kills'), [(1, 20), (2, 10)])
 def test_many_kills(processes, kills, data, tmp_path):
-    check(processes, kills, data, tmp_path)
+    check(processes, kills, 12, data, tmp_path)

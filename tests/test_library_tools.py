@@ -185,7 +185,17 @@ def files(folder):
     }
 
 
-@pytest.mark.parametrize('library', LEAVES)
+def in_minutes(*few):
+    """All libraries; those that are not among the few when there is time."""
+    return pytest.mark.parametrize(
+        'library',
+        [name if name in few else pytest.param(name, marks=pytest.mark.long) for name in LEAVES],
+    )
+
+
+# Four runs a library. Without the others: their own tools run our leaves below, test_odd_data.py
+# trains and tests all four in ours, and test_foreign_configs.py has more of mmdet's and mmpose's.
+@in_minutes('mmseg')
 def test_ours_are_the_librarys_own(library, data, tmp_path):
     base, changes, small = foreign(library, data)
     tools = own_tools(library)
@@ -229,7 +239,8 @@ def test_ours_are_the_librarys_own(library, data, tmp_path):
     assert [name for name in written[0] if written[0][name] != written[1][name]] == []
 
 
-@pytest.mark.parametrize('library', LEAVES)
+# mmseg's own tools run above.
+@in_minutes('mmdet', 'mmpose', 'mmpretrain')
 def test_our_leaves_run_in_the_librarys_own_tools(library, data, tmp_path):
     leaf, layout, annotations = LEAVES[library]
     root = data[layout]

@@ -81,7 +81,8 @@ def test_modelindex_reads_it_without_a_complaint():
     for model in index.models:
         assert model.in_collection in collections
         assert model.full_model.paper['URL'].endswith('2208.13138')
-        assert 'AdamW' in model.full_model.metadata.data['Training Techniques']
+        optimizer = Config.fromfile(str(ROOT / model.config)).optim_wrapper.optimizer.type
+        assert optimizer in model.full_model.metadata.data['Training Techniques']
         assert [result.task for result in model.results]
 
 
@@ -96,7 +97,11 @@ def test_mmpretrains_model_hub_lists_and_builds_ours(monkeypatch):
         'clustr_b_imagenet',
         'clustr_pvtb2_distilled_imagenet',
         'clustr_pvtb2_imagenet',
+        'clustr_pvtb2_imagenet_384',
+        'clustr_pvtb2_layer_decay_imagenet',
         'clustr_s_imagenet',
+        'clustr_s_imagenet_384',
+        'clustr_s_layer_decay_imagenet',
         'clustr_t_imagenet',
         'clustr_t_mini',
     ]

@@ -280,21 +280,9 @@ def test_an_arch_that_is_no_dict_is_one_line(capsys):
     assert error.startswith("error: --arch {'depths'") and error.count('\n') == 1
 
 
-def test_demo_ends_with_score_picture_and_checkpoint(tmp_path, capsys, monkeypatch):
-    main = runpy.run_path(str(ROOT / 'tools' / 'demo_train.py'))['main']
-    folder = tmp_path / 'work'
-    options = ['--data', str(tmp_path / 'mini'), '--train', '6', '--val', '3', '--size', '64']
-    main([*options, '--work-dir', str(folder), *SMALL[2:]])
-    score, picture, checkpoint = capsys.readouterr().out.splitlines()[-3:]
-    assert score.startswith('mIoU: ')
-    assert 'untrained: ' in score
-    assert Path(picture.removeprefix('picture: ')).stat().st_size > 10_000
-    assert Path(checkpoint.removeprefix('checkpoint: ')).is_file()
-
-
 @pytest.mark.long
 def test_several_processes_train_and_test_without_a_gpu(data, tmp_path):
-    torchrun = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29533']
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
     options = ['--launcher', 'pytorch', '--data-root', data, '--work-dir', tmp_path]
     sync = ['model.decode_head.norm_cfg.type=SyncBN']
     result = run(*torchrun, ROOT / 'tools/train.py', CONFIG, *options, *SMALL, *sync, cwd=tmp_path)

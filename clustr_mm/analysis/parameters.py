@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,7 @@ def build_model(cfg: Config) -> Any:
         raise ValueError(f'config {cfg.filename} has no model with a backbone; give one that has')
     MMLogger.get_current_instance().setLevel(logging.WARNING)  # not what the libraries say of it
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        return MODELS.build(cfg.model)
+        return MODELS.build(copy.deepcopy(cfg.model))  # mmdet's DINO writes into it
 
 
 def count_parameters(cfg: Config) -> Parameters:

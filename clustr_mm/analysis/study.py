@@ -135,7 +135,7 @@ def load_study(path: str) -> Study:
         if not given.get(key):
             raise UserError(f'study {path} has no {key}; give it one')
     for key, value in given.items():
-        if not isinstance(value, _KEYS[key]):  # type: ignore[arg-type]
+        if not isinstance(value, _KEYS[key]):
             raise UserError(f'study {path}: {key} is {value!r}, of another kind; see --help')
     rows = given['rows']
     for name, row in rows.items():
@@ -153,8 +153,9 @@ def load_study(path: str) -> Study:
                 f'study {path}: row {name!r} takes its rate from {of!r}; name a row that '
                 'searches for one'
             )
-    tuples = {key: tuple(given[key]) for key in ('shape', 'seeds', 'rates') if key in given}
-    return Study(name=Path(path).stem, **{**given, **tuples})
+    listed = [key for key in ('shape', 'seeds', 'rates') if key in given]
+    tuples: dict[str, Any] = {key: tuple(given[key]) for key in listed}
+    return Study(name=Path(path).stem, **(given | tuples))
 
 
 def config_of(study: Study, run: Run, data_root: str | None = None) -> Config:

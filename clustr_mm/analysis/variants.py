@@ -68,7 +68,7 @@ class MeanAttention(SelfAttention):
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__(dim, num_heads, qkv_bias)
-        self.q = nn.Identity()  # there are no queries
+        del self.q  # nothing is asked
         self.kv = nn.Linear(dim, dim, bias=qkv_bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -108,13 +108,15 @@ def _part_lines(
     sizes: dict[str, tuple[int, int]] = {}
     yield from _annotation_faults(built, metrics if split != 'train' else (), sizes)
     backed = remote(_source(part), part.cfg, *each_dict(part.pipeline))
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        looked = pool.map(partial(_look, built, decode, not backed, sizes), first.values())
-        quiet = not sys.stdout.isatty()
+    pool, quiet = ThreadPoolExecutor(_WORKERS), not sys.stdout.isatty()
+    looked = pool.map(partial(_look, built, decode, not backed, sizes), first.values())
+    try:
         for sample, counts, faults in track(looked, f'{split} images', len(first), disable=quiet):
             labels.add(built, sample, counts)
             for fault in dict.fromkeys(faults):
                 yield f'fault: {fault}'
+    finally:
+        pool.shutdown(cancel_futures=True)  # else Ctrl-C would wait for every image
 
 
 def _build(part: Part) -> BaseDataset | None:

@@ -146,9 +146,9 @@ def _read_folders(part: Part, library: str) -> list[str]:
     return [prefixes[key] for key in keys if isinstance(prefixes.get(key), str)]
 
 
-def each_dict(node: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield every dict of a part of a config, outer ones first."""
-    if isinstance(node, Mapping):
+def each_dict(node: Any) -> Iterator[dict[str, Any]]:
+    """Yields every dict of a part of a config, outer ones first."""
+    if isinstance(node, dict):
         yield node
         node = list(node.values())
     if isinstance(node, list | tuple):

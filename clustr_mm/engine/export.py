@@ -1,4 +1,4 @@
-"""Export: the backbone or a segmentation model as a graph, ``torch.export``'s or ONNX's."""
+"""Export: the backbone or a library's model as a graph, ``torch.export``'s or ONNX's."""
 
 from __future__ import annotations
 
@@ -84,29 +84,159 @@ def _bins(x: Tensor, dim: int, count: int) -> Tensor:
     return inside / inside.sum(1, keepdim=True)
 
 
-class SegmentorGraph(nn.Module):
-    """A segmentation model of mmseg, an ``EncoderDecoder``, as images in, class scores out."""
+class ModelGraph(nn.Module):
+    """A library's model as a graph: normalised images in, what the network computes of them out.
+
+    Args:
+        model: Of the library. A copy is taken.
+
+    Attributes:
+        output_names: Of the tensors that come out; empty where nobody has named them.
+        input_size: Height and width of the images that the model is for; None where it has none.
+        any_size: Whether the network, with its sizes as they are, could take other images.
+        left_out: What the library does after the graph, for a reader.
+    """
+
+    output_names: Sequence[str] = ()
+    input_size: tuple[int, int] | None = None
+    any_size = True
+    left_out = ''
 
     def __init__(self, model: Any) -> None:
         super().__init__()
+        self.model = copy.deepcopy(model)
+        for parent in list(self.model.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, nn.AdaptiveAvgPool2d):
+                    setattr(parent, name, AdaptivePool(cast(Any, child.output_size)))
+
+
+class ClassifierGraph(ModelGraph):
+    """A classifier of mmpretrain: logits and probabilities, (B, classes) each.
+
+    Raises:
+        UserError: If the model has no head of classes.
+    """
+
+    output_names = ('logits', 'probabilities')
+
+    def __init__(self, model: Any) -> None:
+        from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
+
+        head = getattr(model, 'head', None)
+        # By what its library makes of the logits: a head of numbers makes neither.
+        known: dict[Any, Callable[[Tensor], Tensor]] = {
+            ClsHead._get_predictions: _softmax,
+            MultiLabelClsHead._get_predictions: torch.sigmoid,
+        }
+        own = getattr(type(head), '_get_predictions', None)
+        if own not in known:
+            raise _no_graph(model, head, 'gives no classes')
+        super().__init__(model)
+        self.probabilities = known[own]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) to the model's classes."""
+        logits = self.model.head(self.model.extract_feat(images))
+        return logits, self.probabilities(logits)
+
+
+class PoseGraph(ModelGraph):
+    """A pose estimator of mmpose: what its head computes, before it is decoded.
+
+    Raises:
+        UserError: If the model has no head.
+    """
+
+    left_out = 'finding the persons, the flip test, and decoding to keypoints'
+
+    def __init__(self, model: Any) -> None:
+        from mmpose.models.heads import HeatmapHead
+
+        if not getattr(model, 'with_head', False):
+            raise _no_graph(model, None, 'gives no keypoints')
+        super().__init__(model)
+        head = self.model.head
+        if hasattr(head, 'simcc_split_ratio'):
+            self.output_names = ('simcc_x', 'simcc_y')
+        elif isinstance(head, HeatmapHead):
+            self.output_names = ('heatmaps',)
+        size = getattr(head, 'input_size', None) or getattr(head.decoder, 'input_size', None)
+        if size is not None:
+            width, height = size
+            self.input_size = int(height), int(width)
+        self.any_size = not hasattr(head, 'in_featuremap_size')
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Crops of persons (B, C, H, W) to heat maps (B, K, H', W'), or SimCC's x and y."""
+        return _tensors(self.model.head(self.model.extract_feat(images)))
+
+
+class DetectorGraph(ModelGraph):
+    """Backbone and neck of a detector of mmdet: the maps that its heads read."""
+
+    left_out = 'the heads: proposals, boxes, masks and their suppression'
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (B, C, H, W) to the neck's maps, finest first."""
+        return _tensors(self.model.extract_feat(images))
+
+
+class SegmentorGraph(ModelGraph):
+    """A segmentation model of mmseg, an ``EncoderDecoder``: scores of every class.
+
+    Raises:
+        UserError: If the model's head gives no map of scores, such as Mask2Former's.
+    """
+
+    output_names = ('scores',)
+
+    def __init__(self, model: Any) -> None:
+        from mmseg.models.decode_heads.decode_head import BaseDecodeHead
         from mmseg.models.utils import Upsample
 
-        self.model = copy.deepcopy(model)
+        head = getattr(model, 'decode_head', None)
+        if not isinstance(head, BaseDecodeHead):
+            raise _no_graph(model, head, 'gives no map of class scores')
+        super().__init__(model)
         for parent in list(self.model.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, Upsample) and child.scale_factor:
                     # mmseg's turns the size into a Python integer, which ends a graph for any size.
                     plain = nn.Upsample(None, child.scale_factor, child.mode, child.align_corners)
                     setattr(parent, name, plain)
-                elif isinstance(child, nn.AdaptiveAvgPool2d):
-                    setattr(parent, name, AdaptivePool(cast(Any, child.output_size)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores of every class, (B, classes, H, W), of normalised images (B, C, H, W)."""
+        """Scores of every class, (B, classes, H, W), of images (B, C, H, W)."""
         scores = self.model.decode_head.forward(self.model.extract_feat(images))
         corners = self.model.decode_head.align_corners
         size = images.shape[2:]
         return F.interpolate(scores, size=size, mode='bilinear', align_corners=corners)
+
+
+GRAPHS: dict[str, type[ModelGraph]] = {
+    'mmdet': DetectorGraph,
+    'mmpose': PoseGraph,
+    'mmpretrain': ClassifierGraph,
+    'mmseg': SegmentorGraph,
+}
+
+
+def _no_graph(model: nn.Module, head: nn.Module | None, why: str) -> UserError:
+    """Says that a whole model is none of those that become a graph."""
+    whose = type(model).__name__ + (f' with {type(head).__name__}' if head is not None else '')
+    return UserError(f'{whose} {why}; export its backbone with --backbone')
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(1)
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    """The tensors of a network's output, in order."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    return [tensor for each in outputs for tensor in _tensors(each)]
 
 
 def to_program(module: nn.Module, size: Sequence[int], dynamic: bool = True) -> Any:
@@ -133,22 +263,34 @@ def to_program(module: nn.Module, size: Sequence[int], dynamic: bool = True) -> 
         dims[2] = torch.export.Dim('height', min=SMALLEST, max=LARGEST)
         dims[3] = torch.export.Dim('width', min=SMALLEST, max=LARGEST)
     # A batch of 1 would be taken for a constant.
-    images = torch.randn(2, _channels(module), *size)
+    images = torch.randn(2, channels_of(module), *size)
     try:
         with torch.no_grad():
             return torch.export.export(exportable, (images,), dynamic_shapes=(dims,), strict=False)
-    except (torch._dynamo.exc.UserError, TypeError) as error:
-        if not dynamic:
-            raise
-        line = next((line for line in str(error).splitlines() if line.strip()), '')
-        raise UserError(
-            f'{type(module).__name__} cannot be exported for any size ({line}); export it for one '
-            'with --static'
-        ) from error
+    except Exception as error:
+        if dynamic and isinstance(error, torch._dynamo.exc.UserError | TypeError):
+            raise _cannot(
+                module, error, ' for any size', 'export it for one with --static'
+            ) from error
+        if isinstance(module, ModelGraph):  # whose head and neck are anybody's
+            raise _cannot(module, error, '', 'export its backbone with --backbone') from error
+        raise
 
 
-def to_onnx(program: Any, path: str) -> None:
+def _cannot(module: nn.Module, error: Exception, how: str, mend: str) -> UserError:
+    """Says what the exporter says of a model, in one line."""
+    line = next((line for line in str(error).splitlines() if line.strip()), '')
+    model = module.model if isinstance(module, ModelGraph) else module
+    return UserError(f'{type(model).__name__} cannot be exported{how} ({line}); {mend}')
+
+
+def to_onnx(program: Any, path: str, output_names: Sequence[str] = ()) -> None:
     """Writes what ``to_program`` returned as an ONNX model of opset 18, with the weights in it.
+
+    Args:
+        program: The program.
+        path: The file to write.
+        output_names: Of its outputs, where there are as many; the exporter names others.
 
     Raises:
         UserError: If a package is missing.
@@ -157,12 +299,14 @@ def to_onnx(program: Any, path: str) -> None:
     if missing:
         raise UserError(f'ONNX needs {", ".join(missing)}; pip install {" ".join(missing)}')
     table: Any = {torch.ops.aten.sort.stable: _stable_sort}
+    named = len(output_names) == len(program.graph_signature.user_outputs)
     with _quiet():
         onnx_program = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=OPSET,
             input_names=['images'],
+            output_names=list(output_names) if named else None,
             custom_translation_table=table,
         )
         assert onnx_program is not None
@@ -170,37 +314,47 @@ def to_onnx(program: Any, path: str) -> None:
 
 
 def differences(
-    module: nn.Module, path: str, sizes: Sequence[Sequence[int]]
+    module: nn.Module, path: str, shapes: Sequence[Sequence[int]]
 ) -> dict[tuple[tuple[int, ...], str], float]:
     """Compares a written graph with the module, in exportable form, that it was made of.
 
     Args:
         module: The module, in evaluation mode.
         path: The graph: ``.pt2``, or an ONNX model, which ONNX Runtime computes.
-        sizes: Heights and widths of images to compare on: one batch of noise and one of a single
-            colour for each.
+        shapes: Batch, height and width of images to compare on: noise and a single colour for each.
 
     Returns:
-        The largest difference of an output's element, by size and kind of image; NaN if one of
-        them is NaN.
+        The largest difference of an output's element, by shape and kind of images; NaN if one of
+        them is NaN. In an output with elements above 10 it counts as a share: of a tenth of the
+        largest.
     """
-    compute = torch.export.load(path).module() if path.endswith('.pt2') else _onnx_runtime(path)
+    compute = load_graph(path)
     found = {}
-    for batch, size in enumerate(sizes, 1):
+    for batch, *size in shapes:
         generator = torch.Generator().manual_seed(batch)
-        noise = torch.randn(batch, _channels(module), *size, generator=generator)
+        noise = torch.randn(batch, channels_of(module), *size, generator=generator)
         for kind, images in (('random', noise), ('flat', torch.full_like(noise, 0.7))):
             with torch.no_grad():
-                outs, expected = (
-                    [maps] if isinstance(maps, Tensor) else maps
-                    for maps in (compute(images), module(images))
-                )
-            largest = [(out - each).abs().max() for out, each in zip(outs, expected, strict=True)]
-            found[tuple(size), kind] = torch.stack(largest).max().item()  # Python's max skips NaN
+                outs, expected = _tensors(compute(images)), _tensors(module(images))
+            largest = [
+                (out - each).abs().max() / (each.abs().max() / 10).clamp(min=1)
+                for out, each in zip(outs, expected, strict=True)
+            ]
+            shape = (batch, *size)
+            found[shape, kind] = torch.stack(largest).max().item()  # Python's max skips NaN
     return found
 
 
-def _channels(module: nn.Module) -> int:
+def load_graph(path: str) -> Callable[[Tensor], Any]:
+    """What computes a written graph: images to its outputs, with as many threads as PyTorch has.
+
+    Args:
+        path: ``.pt2``, which PyTorch computes, or an ONNX model, which ONNX Runtime does.
+    """
+    return torch.export.load(path).module() if path.endswith('.pt2') else _onnx_runtime(path)
+
+
+def channels_of(module: nn.Module) -> int:
     """Channels of the images that a module takes: those of the ClusTR in it, else 3."""
     return next((each.in_channels for each in module.modules() if isinstance(each, ClusTR)), 3)
 

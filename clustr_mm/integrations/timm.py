@@ -181,9 +181,7 @@ class ClusTR(models.ClusTR):
             (r'^stages\.(\d+)\.blocks\.(\d+)', None),
             (r'^stages\.(\d+)\.norm', (99999,)),
         ]
-        return dict(
-            stem=r'^stages\.0\.patch_embed', blocks=r'^stages\.(\d+)' if coarse else blocks
-        )
+        return dict(stem=r'^stages\.0\.patch_embed', blocks=r'^stages\.(\d+)' if coarse else blocks)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters without weight decay, beside biases and norms: none."""

@@ -212,8 +212,8 @@ class ClusterAttention(nn.Module):
                 return Clusters(labels, windows.num_clusters, windows)
         if self.backend == 'traceable':  # a graph for any size does not know where M = N
             return Clusters(tuple(dpc_knn_traceable(x, counts, self.k).unbind(0)), counts)
-        # Where every token is a cluster, attention does not see in which order. A compiled graph for
-        # any size cannot know, and clusters them.
+        # Where every token is a cluster, attention does not see in which order. A compiled graph
+        # for any size cannot know, and clusters them.
         single = [known(count == tokens) for count in counts]
         asked = [count for count, each in zip(counts, single, strict=True) if not each]
         found = iter(dpc_knn(x, asked, self.k, self.backend) if asked else ())

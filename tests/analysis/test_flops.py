@@ -128,6 +128,9 @@ def test_the_count_on_the_meta_device_is_that_of_a_real_pass_on_any_backend(back
         ('mmpose/topdown_clustr_t_wholebody_256x192', (256, 192), {'neck', 'heads'}),
         ('mmpose/topdown_clustr_s_simcc_wholebody_256x192', (256, 192), {'heads'}),
         ('mmpretrain/clustr_t_imagenet', (224, 224), {'heads'}),
+        ('mmdet/dino_clustr_s_coco_12e', (224, 224), {'neck', 'heads'}),  # of 900 queries
+        ('mmdet/mask2former_clustr_s_coco_50e', (64, 64), {'heads'}),
+        ('mmseg/mask2former_clustr_pvtb2_ade20k', (64, 64), {'heads'}),
     ],
 )
 def test_whole_models_of_all_libraries(path, shape, parts):
@@ -147,6 +150,14 @@ def test_a_two_stage_detectors_heads_see_all_proposals():
     # two layers of 1024 and those for 81 classes and 80 boxes
     region = 7 * 7 * 256 * 1024 + 1024 * 1024 + 1024 * (81 + 4 * 80)
     assert count_macs(build_empty(cfg), 64, 64)['heads'].total() - before == region
+
+
+def test_a_panoptic_detectors_semantic_head_is_counted():
+    pytest.importorskip('mmdet')
+    cfg = Config.fromfile(str(CONFIGS / 'mmdet' / 'panoptic_fpn_clustr_s_coco_1x.py'))
+    before = count_macs(build_empty(cfg), 64, 64)['heads'].total()
+    cfg.model.semantic_head.num_stuff_classes += 1
+    assert count_macs(build_empty(cfg), 64, 64)['heads'].total() - before == 128 * 16 * 16
 
 
 def test_a_shape_that_is_none_is_refused():

@@ -33,13 +33,13 @@ class Shape(NamedTuple):
 def ellipse(center: ArrayLike, axes: ArrayLike, angle: float = 0, corners: int = 24) -> np.ndarray:
     """Outline of an ellipse with two half axes, turned clockwise by radians: (corners, 2)."""
     t = np.linspace(0.0, 2 * np.pi, corners, endpoint=False)
-    return place(np.stack([np.cos(t), np.sin(t)], axis=1) * axes, center, 1.0, angle)
+    return place(np.stack([np.cos(t), np.sin(t)], axis=1) * np.asarray(axes), center, 1.0, angle)
 
 
 def place(points: ArrayLike, origin: ArrayLike, scale: float, angle: float) -> np.ndarray:
     """Rotate, scale and move (n, 2) points from a thing's own coordinates into the picture."""
     c, s = np.cos(angle) * scale, np.sin(angle) * scale
-    return points @ np.array([[c, s], [-s, c]]) + origin
+    return np.asarray(points) @ np.array([[c, s], [-s, c]]) + np.asarray(origin)
 
 
 def draw(image: np.ndarray, shape: Shape, color: int | Color, line: int = cv2.LINE_AA) -> None:

@@ -132,7 +132,7 @@ def _write_coco(root: Path, split: str, scenes: Iterable[Scene], kinds: Iterable
         height, width = scene.semantic.shape
         images.append(dict(id=number, file_name=name, height=height, width=width))
         for i, instance in enumerate(scene.instances):
-            annotation = dict(id=number * 100 + i, image_id=number, iscrowd=0)
+            annotation: dict = dict(id=number * 100 + i, image_id=number, iscrowd=0)
             annotation['category_id'] = spec.BY_NAME[instance.name].coco_id
             annotation['bbox'] = [float(v) for v in instance.box]
             annotation['area'] = float(instance.mask.sum())
@@ -160,7 +160,7 @@ def rle(mask: np.ndarray) -> dict:
 
 def _wholebody(instance: Instance, points: np.ndarray) -> dict:
     """The fields that COCO-WholeBody V1.0 adds to a person's annotation."""
-    out = dict(
+    out: dict = dict(
         keypoints=points[BODY].round(2).ravel().tolist(),
         num_keypoints=int((points[BODY, 2] > 0).sum()),
         foot_kpts=points[FEET].round(2).ravel().tolist(),

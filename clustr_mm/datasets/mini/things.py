@@ -62,7 +62,7 @@ _THINGS = {
     ]),
     'ball': _Thing('disc', (0.27, 0.46), np.pi, [
         (0, ellipse((0, 0), (0.5, 0.5)), None),
-        *((1, np.concatenate([[[0.1, 0.05]], ellipse((0, 0), (0.5, 0.5), t, 48)[:7]]), None)
+        *((1, np.concatenate([[[0.1, 0.05]], ellipse((0, 0), (0.5, 0.5), t, 48)[:6]]), None)
           for t in np.arange(4) * np.pi / 2),
     ]),
     'clock': _Thing('disc', (0.27, 0.46), np.pi, [

@@ -1,5 +1,6 @@
-# A small set of photographs in folders of classes, train/CLASS and val/CLASS: here twenty classes of
-# Tiny ImageNet. Its pictures of 64 x 64 are shown at 96: below, stage 3's fine scale is every token.
+# A small set of photographs in folders of classes, train/CLASS and val/CLASS: here twenty classes
+# of Tiny ImageNet. Its pictures of 64 x 64 are shown at 96: below, stage 3's fine scale is every
+# token.
 data_root = 'data/tiny_imagenet20'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
