@@ -23,11 +23,13 @@ def sounds(tmp_path_factory):
     folder = tmp_path_factory.mktemp('sounds') / 'recordings'
     folder.mkdir()
     random = np.random.default_rng(0)
-    for digit, tone in enumerate((400, 1600)):
-        for speaker in ('ann', 'bob'):
+    # A low tone and a high one: a steady tone would be nothing but its mean.
+    for digit, tones in enumerate(((400, 1600), (800, 3000))):
+        for speaker, higher in (('ann', 1.0), ('bob', 1.1)):
             for index in range(15):
                 samples = np.arange(random.integers(800, 1600)) / 8000
-                heard = np.sin(2 * np.pi * (tone + 40 * index * (samples > 0.05)) * samples)
+                tone = np.where(samples < samples.mean(), *tones) * (higher + index / 1000)
+                heard = np.sin(2 * np.pi * tone * samples)
                 with wave.open(str(folder / f'{digit}_{speaker}_{index}.wav'), 'wb') as file:
                     file.setnchannels(1)
                     file.setsampwidth(2)

@@ -1,13 +1,14 @@
 """Backbones by name: ClusTR with its settings, and those to compare it with.
 
 A peer is a backbone of about ClusTR-S's size, or a user's yardstick: PVTv2-B2 (Wang et al., arXiv
-2106.13797), Swin-T (Liu et al., arXiv 2103.14030), ResNet-50; mmdet's, or timm's where mmdet is not
-installed.
+2106.13797), Swin-T (Liu et al., arXiv 2103.14030), ConvNeXt-T (Liu et al., arXiv 2201.03545),
+ResNet-50; mmdet's or mmpretrain's, or timm's where those are not installed.
 """
 
 from __future__ import annotations
 
 import ast
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -16,8 +17,8 @@ from clustr_mm.models import ClusTR
 
 EXACT = 'exact'
 _ARCHS = {'clustr_t': 'tiny', 'clustr_s': 'small', 'clustr_b': 'base'}
-# Configs in mmdet, and names and further arguments in timm. The rate of stochastic depth is the
-# one that mmdet's have, and ClusTR; ResNet has none there.
+# Configs in mmdet (ConvNeXt in mmpretrain), and names and further arguments in timm. The rate of
+# stochastic depth is the one that mmdet's have, and ClusTR; ResNet has none there.
 PEERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     'pvtv2_b2': (
         dict(type='PyramidVisionTransformerV2', embed_dims=64, num_layers=[3, 4, 6, 3]),
@@ -26,6 +27,16 @@ PEERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     'swin_t': (
         dict(type='SwinTransformer'),
         dict(model_name='swin_tiny_patch4_window7_224', drop_path_rate=0.1),
+    ),
+    'convnext_t': (
+        dict(
+            type='ConvNeXt',
+            arch='tiny',
+            out_indices=(0, 1, 2, 3),
+            gap_before_final_norm=False,
+            drop_path_rate=0.1,
+        ),
+        dict(model_name='convnext_tiny', drop_path_rate=0.1),
     ),
     'resnet50': (
         dict(type='ResNet', depth=50),
@@ -84,14 +95,14 @@ def build_backbone(name: str, shape: tuple[int, int]) -> tuple[nn.Module, str]:
             raise ValueError(f'model {name}: {error}') from error
     if name not in PEERS:
         raise ValueError(f'model is {name!r}; use one of {", ".join((*_ARCHS, *PEERS))}')
-    in_mmdet, in_timm = PEERS[name]
+    in_openmmlab, in_timm = PEERS[name]
+    library = 'mmpretrain' if name == 'convnext_t' else 'mmdet'
     try:
-        from mmdet.models import backbones
-
-        arguments = dict(in_mmdet)
-        return getattr(backbones, arguments.pop('type'))(**arguments), 'mmdet'
-    except ImportError as error:  # no mmdet, or no mmcv with its compiled operators
-        reason = f'mmdet cannot be imported ({error})'
+        backbones = import_module(f'{library}.models.backbones')
+        arguments = dict(in_openmmlab)
+        return getattr(backbones, arguments.pop('type'))(**arguments), library
+    except ImportError as error:  # not installed, or no mmcv with its compiled operators
+        reason = f'{library} cannot be imported ({error})'
     try:
         import timm
     except ImportError as error:

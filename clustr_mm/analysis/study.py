@@ -153,7 +153,8 @@ def load_study(path: str) -> Study:
                 f'study {path}: row {name!r} takes its rate from {of!r}; name a row that '
                 'searches for one'
             )
-    tuples: dict[str, Any] = {key: tuple(given[key]) for key in ('shape', 'seeds', 'rates') if key in given}
+    listed = [key for key in ('shape', 'seeds', 'rates') if key in given]
+    tuples: dict[str, Any] = {key: tuple(given[key]) for key in listed}
     return Study(name=Path(path).stem, **(given | tuples))
 
 

@@ -170,5 +170,5 @@ class BlindBackbone(BaseModule):
                 if list(each.shape[2:]) == hw
                 else F.interpolate(each, hw, mode='bilinear', align_corners=False)
             )
-            outs.append(fitted.expand(images.shape[0], -1, -1, -1))
+            outs.append(fitted.repeat(images.shape[0], 1, 1, 1))
         return tuple(outs)

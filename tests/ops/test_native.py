@@ -57,12 +57,46 @@ def test_equals_reference_for_every_k(k):
     assert_equals_reference(grid_tokens(2, 150, 16), [75, 1, 149, 150], k)
 
 
+def photograph_like_tokens(n: int, channels: int, steps: int = 8) -> torch.Tensor:
+    """Tokens (1, n, C) in 4 directions, on a grid: sketches hold all there is to know of them."""
+    generator = torch.Generator().manual_seed(n)
+    there = torch.randn(1, n, 4, generator=generator).mul(steps).round()
+    return there @ torch.randint(-3, 4, (4, channels), generator=generator).float() / 8
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ('n', 'channels', 'k', 'steps'),
+    [
+        (2100, 24, 5, 8),
+        (2003, 19, 1, 8),
+        (2100, 64, 40, 8),
+        (2500, 3, 8, 64),
+        (2100, 16, 5, 1),  # many tokens coincide, and nearly all distances are tied
+    ],
+)
+def test_equals_reference_where_most_distances_are_left_out(n, channels, k, steps):
+    assert_equals_reference(photograph_like_tokens(n, channels, steps), [n // 64, n // 4], k)
+
+
+@needs_library
+def test_what_is_not_finite_among_many_tokens():
+    x = photograph_like_tokens(2100, 16).expand(2, -1, -1).clone()
+    expected = dpc_knn_native(x, [30], 5)[0]
+    for value in (float('nan'), float('inf'), 3e38, 1e19):
+        x[1, 7, 3] = value
+        (labels,) = dpc_knn_native(x, [30], 5)
+        assert torch.equal(labels[0], expected[0])
+        assert labels[1].unique().tolist() == list(range(30))
+
+
 @needs_library
 @pytest.mark.parametrize('threads', [2, 3, 7])
-@pytest.mark.parametrize(('batch', 'n'), [(1, 100), (1, 1000), (3, 196), (5, 400)])
+@pytest.mark.parametrize(('batch', 'n'), [(1, 100), (1, 1000), (3, 196), (5, 400), (2, 2100)])
 def test_the_number_of_threads_changes_nothing(batch, n, threads):
     generator = torch.Generator().manual_seed(n)
     x = torch.randn(batch, n, 32, generator=generator)
+    x[..., 4:] /= 16  # few directions matter, as in photographs
     x[:, ::3] = x[:, :1]  # ties
     before = torch.get_num_threads()
     try:

@@ -1,17 +1,19 @@
 """Times ClusTR beside other backbones, and its clustering by itself.
 
-    python tools/analysis/benchmark.py speed --shape 224 512 --batch 4 [--train]
+    python tools/analysis/benchmark.py speed --shape 224 512 --batch 1 4 [--train]
         [--device cuda] [--amp fp16] [--compile]
         [--models clustr_s clustr_s+recluster_every=0 pvtv2_b2]
     python tools/analysis/benchmark.py clustering [--tokens 1000 4000 16000] [--backends native]
 
 Both print a table and write it as a CSV file, named by what was measured, precision, torch and
-device, into --out; the command is in every line. They need torch alone, and mmdet or timm for the
-backbones to compare with.
+device, into --out; the command is in every line. They need torch alone, and mmdet and mmpretrain,
+or timm, for the backbones to compare with.
 
 speed: in every round each model runs once, one after the other, in one process with the same
 threads; the ratio is the median over rounds of the round's own ratio to the last model, so that a
-drifting or shared machine does not favour a model. A training step is forward, backward and AdamW.
+drifting or shared machine does not favour a model. On a CPU malloc keeps freed memory, for all
+models alike. It ends with a Markdown table of processor time (on a GPU: of time by the clock). A
+training step is forward, backward and AdamW.
 clustering: dpc_knn over numbers of tokens, and the exponents by which time and memory grow.
 """
 
@@ -25,13 +27,25 @@ import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from typing import Any, NoReturn
 
 import torch
 
 from clustr_mm.analysis.peers import build_backbone
-from clustr_mm.analysis.records import circumstances, results_file, write_rows
-from clustr_mm.analysis.speed import backbone_step, compare, peak_memory, time_call
+from clustr_mm.analysis.records import (
+    circumstances,
+    markdown_table,
+    results_file,
+    write_rows,
+)
+from clustr_mm.analysis.speed import (
+    backbone_step,
+    compare,
+    keep_memory,
+    peak_memory,
+    time_call,
+)
 from clustr_mm.ops.clustering import BACKENDS, can_run_native, dpc_knn
 from clustr_mm.ops.clustering.triton import can_run_triton
 
@@ -76,15 +90,15 @@ def make_parser() -> Parser:
     speed.add_argument(
         '--models',
         nargs='+',
-        default=['clustr_s', 'swin_t', 'resnet50', 'pvtv2_b2'],
-        help='clustr_t, clustr_s, clustr_b, pvtv2_b2, swin_t or resnet50; the last is what the '
-        'others are compared with; ClusTR takes options, as in clustr_s+recluster_every=0',
+        default=['clustr_s', 'swin_t', 'convnext_t', 'resnet50', 'pvtv2_b2'],
+        help='clustr_t, clustr_s, clustr_b, pvtv2_b2, swin_t, convnext_t or resnet50; the last is '
+        'what the others are compared with; ClusTR takes options, as in clustr_s+recluster_every=0',
     )
     speed.add_argument(
         '--shape', nargs='+', type=shape_of, default=[(224, 224), (512, 512)], metavar='SIDE|HxW'
     )
-    speed.add_argument('--batch', type=count_of, default=4)
-    speed.add_argument('--rounds', type=count_of, default=5)
+    speed.add_argument('--batch', nargs='+', type=count_of, default=[4])
+    speed.add_argument('--rounds', type=count_of, default=7)
     speed.add_argument('--train', action='store_true', help='a training step, not inference')
     speed.add_argument('--amp', choices=AMP, help='half precision by autocast; float32 without it')
     speed.add_argument(
@@ -102,21 +116,23 @@ def make_parser() -> Parser:
 
 def speed(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
-    facts = circumstances(device)
+    facts = circumstances(device) | dict(memory_kept=device.type == 'cpu' and keep_memory())
     mode, precision = 'train' if options.train else 'infer', options.amp or 'fp32'
     what = '_'.join(['speed', mode, *([options.compile] if options.compile else [])])
     path = results_file(options.out, what, precision, device)
     print(
-        f'{mode}, batch {options.batch}, {precision}, {options.compile or "eager"}, {said(facts)}'
+        f'{mode}, batch {" ".join(map(str, options.batch))}, {precision}, '
+        f'{options.compile or "eager"}, {said(facts)}'
     )
     baseline = options.models[-1]
     print(
-        f'{"images":>9}  {"model":<32}{"ms":>9}{"img/s":>9}{"MiB":>7}'
+        f'{"images":<15}  {"model":<32}{"ms":>9}{"img/s":>9}{"MiB":>7}'
         f'   time x {baseline} (processor time)'
     )
     rows: list[dict[str, Any]] = []
-    for shape in options.shape:
-        images = torch.randn(options.batch, 3, *shape, device=device)
+    table = [['images', *options.models]]
+    for shape, batch in product(options.shape, options.batch):
+        images = torch.randn(batch, 3, *shape, device=device)
         try:
             built = {name: build_backbone(name, shape) for name in options.models}
         except ValueError as error:
@@ -125,16 +141,22 @@ def speed(options: argparse.Namespace) -> None:
             name: backbone_step(model, images, options.train, AMP.get(options.amp), options.compile)
             for name, (model, _) in built.items()
         }
-        for name, timing in compare(steps, baseline, options.rounds).items():
+        timings = compare(steps, baseline, options.rounds)
+        table.append([f'{batch} x {shape[0]} x {shape[1]}'])
+        for name, timing in timings.items():
+            wall = device.type == 'cuda'
+            seconds = timing.seconds if wall else timing.cpu_seconds
+            ratio = timing.ratio if wall else timing.cpu_ratio
+            table[-1].append(f'{seconds:.3g} s ({ratio:.2f})')
             row = dict(
                 mode=mode,
                 model=name,
                 library=built[name][1],
                 images=f'{shape[0]}x{shape[1]}',
-                batch=options.batch,
+                batch=batch,
                 precision=precision,
                 compiled=options.compile,
-                images_per_second=options.batch / timing.seconds,
+                images_per_second=batch / timing.seconds,
                 **vars(timing),
                 baseline=baseline,
                 rounds=options.rounds,
@@ -142,12 +164,13 @@ def speed(options: argparse.Namespace) -> None:
             )
             rows.append(row)
             print(
-                f'{row["images"]:>9}  {name:<32}{1e3 * timing.seconds:9.1f}'
+                f'{batch:>3} x {row["images"]:<9}  {name:<32}{1e3 * timing.seconds:9.1f}'
                 f'{row["images_per_second"]:9.1f}{mib(timing.peak_mib):>7}'
                 f'   {timing.ratio:.3f} ({timing.cpu_ratio:.3f})',
                 flush=True,
             )
         write_rows(path, rows)  # what is done outlasts an interruption
+    print(markdown_table(table))
     print(f'table: {path}')
 
 

@@ -2,20 +2,25 @@
 //
 // The definition is in reference.py; its symbols and the order of its steps are those of this file:
 //
-//     search_neighbours    d2, and the nearest neighbours of every token
+//     put_alike_together   the tokens in panels of tokens that are alike
+//     search_all, _near    d2, and the nearest neighbours of every token
 //     find_density         r, and the tokens in the order of their density
 //     find_nearest_denser  delta2 of the tokens with a denser token among their neighbours
 //     search_denser        delta2 of the others, the open ones
 //     rank_centres         the centres
-//     assign               every token's nearest centre, for all scales at once
+//     assign               every token's nearest centre, for all scales
 //
 // What makes it fast, beside what tiled.py does:
 //
-// * d2 is symmetric. A tile of it is computed once: it serves the tokens of its columns and,
-//   transposed in registers, those of its rows.
-// * Tiles come in blocks that stay in a core's cache and are searched there at once.
-// * Neighbours are keys (distance, index) in a sorted list. No two keys are equal, so threads may
-//   offer them in any order: of equal distances the lower index is nearer, always.
+// * d2 is symmetric. A tile of it, the distances of two panels of tokens, is computed once: it
+//   serves the tokens of both.
+// * Most tiles are left out. A token's sketch is its projection on the 8 principal directions of
+//   the image: two tokens are at least as far apart as their sketches, and the tokens of two panels
+//   at least as far as the boxes around the panels' sketches. Where that is more than what any of
+//   the tokens still looks for, nobody needs the tile.
+// * Neighbours are keys (distance, index) in a sorted list. No two keys are equal, so tokens may be
+//   offered in any order: of equal distances the lower index is nearer, always. Neither the order
+//   of the panels nor what is left out nor the threads change a result by a bit.
 //
 // Two things hold exactly. |x|^2 and x_i . x_j are summed in the same order, channel by channel, so
 // that tokens that coincide are at distance 0. And the origin is a token, so that differences of
@@ -38,6 +43,7 @@
 #include <limits>
 #include <mutex>
 #include <new>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -85,6 +91,12 @@ inline uint32_t lanes_up_to(Vec a, Vec b) {
 #endif
 }
 
+inline float largest(Vec v) {
+    float most = v[0];
+    for (int l = 1; l < LANES; ++l) most = std::max(most, v[l]);
+    return most;
+}
+
 #if defined(__clang__)
 #define SHUFFLE(Index, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -120,78 +132,119 @@ inline void transpose(Vec (&tile)[LANES]) {
     }
 }
 
-// ----------------------------------------------------------------------------- tokens in panels
+// ------------------------------------------------------------------------------------- distances
 
-// A panel: LANES tokens, stored channel by channel.
+// LANES tokens, channel by channel.
 struct Panel {
     float* values;  // (C, LANES)
     float* norm2;   // (LANES,) |x|^2; +inf where there is no token
 };
 
-// Packs tokens into a panel.
-//   x, origin  (N, C) tokens, and (C,) which is subtracted from them
-//   index      the tokens to take; null for the token `first` and those after it
-//   count      how many, from 1 to LANES
-void pack(const float* x, const float* origin, int64_t channels, const int32_t* index,
-          int64_t first, int64_t count, Panel panel) {
-    const float* token[LANES];
-    for (int l = 0; l < LANES; ++l) {
-        const int64_t i = std::min<int64_t>(l, count - 1);
-        token[l] = x + (index ? index[i] : first + i) * channels;
-    }
-    Vec norm2{};
+// Packs tokens into a panel, but not their norms.
+//   rows  (LANES,) pointers to the tokens, each (C,)
+void pack(const float* const* rows, int64_t channels, Panel panel) {
     int64_t c = 0;
     for (; c + LANES <= channels; c += LANES) {
         Vec tile[LANES];
-        for (int l = 0; l < LANES; ++l) tile[l] = load(token[l] + c) - load(origin + c);
+        for (int l = 0; l < LANES; ++l) tile[l] = load(rows[l] + c);
         transpose(tile);
-        for (int j = 0; j < LANES; ++j) {
-            store(panel.values + (c + j) * LANES, tile[j]);
-            norm2 += tile[j] * tile[j];
-        }
+        for (int j = 0; j < LANES; ++j) store(panel.values + (c + j) * LANES, tile[j]);
     }
     for (; c < channels; ++c) {
-        Vec values;
-        for (int l = 0; l < LANES; ++l) values[l] = token[l][c] - origin[c];
-        store(panel.values + c * LANES, values);
-        norm2 += values * values;
+        for (int l = 0; l < LANES; ++l) panel.values[c * LANES + l] = rows[l][c];
     }
-    for (int64_t l = count; l < LANES; ++l) norm2[l] = INF;
-    store(panel.norm2, norm2);
 }
 
-// C d2 between the first ROWS tokens of one panel and the LANES tokens of another.
-template <int ROWS>
-inline void distance2(Panel rows, Panel lanes, int64_t channels, Vec (&tile)[LANES]) {
-    Vec dot[ROWS] = {};
-    const float* a = rows.values;
-    const float* b = lanes.values;
-    for (int64_t c = 0; c < channels; ++c, a += LANES, b += LANES) {
-        const Vec values = load(b);
-#pragma GCC unroll 16
-        for (int i = 0; i < ROWS; ++i) dot[i] += a[i] * values;
+// |x|^2 of a panel's tokens, summed as a product of two tokens is.
+Vec sum_norm2(Panel panel, int64_t channels) {
+    Vec norm2{};
+    for (int64_t c = 0; c < channels; ++c) {
+        const Vec values = load(panel.values + c * LANES);
+        norm2 += values * values;
     }
-    const Vec norm2 = load(lanes.norm2);
+    return norm2;
+}
+
+// C d2 between ROWS tokens and the LANES tokens of a panel.
+//   rows, norm2  (ROWS,) pointers to the tokens, each (C,), and their |x|^2
+template <int ROWS>
+inline void distance2(const float* const* rows, const float* norm2, Panel lanes, int64_t channels,
+                      Vec* tile) {
+    Vec dot[ROWS] = {};
+    const float* row[ROWS];
+    for (int i = 0; i < ROWS; ++i) row[i] = rows[i];
+    for (int64_t c = 0; c < channels; ++c) {
+        const Vec values = load(lanes.values + c * LANES);
 #pragma GCC unroll 16
-    for (int i = 0; i < LANES; ++i) {
-        if (i >= ROWS) {
-            tile[i] = Vec{};
-            continue;
-        }
-        const Vec full = (rows.norm2[i] + norm2) - 2 * dot[i];
+        for (int i = 0; i < ROWS; ++i) dot[i] += row[i][c] * values;
+    }
+    const Vec norm2_of_lanes = load(lanes.norm2);
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i) {
+        const Vec full = (norm2[i] + norm2_of_lanes) - 2 * dot[i];
         tile[i] = full < 0 ? Vec{} : full;  // what is not a number stays so
     }
 }
 
-// The same for the first `count` tokens; the rows after them have no meaning.
-inline void distance2(Panel rows, int64_t count, Panel lanes, int64_t channels,
-                      Vec (&tile)[LANES]) {
-    switch (divide_up(count, LANES / 4)) {
-        case 1: return distance2<LANES / 4>(rows, lanes, channels, tile);
-        case 2: return distance2<LANES / 2>(rows, lanes, channels, tile);
-        case 3: return distance2<LANES / 4 * 3>(rows, lanes, channels, tile);
-        default: return distance2<LANES>(rows, lanes, channels, tile);
+// ------------------------------------------------------------------------------ sketches and boxes
+
+constexpr int SKETCH = 8;  // principal directions
+typedef double Sketch __attribute__((vector_size(SKETCH * sizeof(double))));
+
+// Boxes around sketches.
+struct Boxes {
+    int64_t stride;  // from a direction to the next: LANES more than there are boxes
+    float* low;      // (SKETCH, stride)
+    float* high;     // (SKETCH, stride)
+    float* slack;    // (stride,) a half of the rounding of a distance: see ROUNDING
+
+    void clear(int64_t b) const {
+        for (int d = 0; d < SKETCH; ++d) low[d * stride + b] = INF, high[d * stride + b] = -INF;
+        slack[b] = 0;
     }
+    // Makes box b hold a point, one of boxes that are points, too.
+    void widen(int64_t b, const Boxes& points, int64_t point) const {
+        for (int d = 0; d < SKETCH; ++d) {
+            const float at = points.low[d * points.stride + point];
+            low[d * stride + b] = std::min(low[d * stride + b], at);
+            high[d * stride + b] = std::max(high[d * stride + b], at);
+        }
+        slack[b] = std::max(slack[b], points.slack[point]);
+    }
+};
+
+// What rounding adds to or takes from C d2 is at most ROUNDING (C + 20) (|x_i|^2 + |x_j|^2): half
+// a unit in the last place for each of C products and sums, of numbers up to (|x_i| + |x_j|)^2,
+// which is at most 2 |x_i|^2 + 2 |x_j|^2; and some for the sketches, summed in double precision.
+constexpr float ROUNDING = std::numeric_limits<float>::epsilon();
+
+// A token's part of it. Without bound where the token is not finite, or its norm is not.
+float slack_of(float norm2, int64_t channels) {
+    return norm2 < 1e37f ? ROUNDING * float(channels + 20) * norm2 : INF;
+}
+
+// What tokens in LANES boxes, `first` and those after it, are at least apart from those in box b of
+// others, in C d2, but for rounding.
+inline Vec apart2(const Boxes& boxes, int64_t first, const Boxes& others, int64_t b) {
+    Vec sum{};
+    for (int d = 0; d < SKETCH; ++d) {
+        const int64_t row = d * boxes.stride + first;
+        const float* const low = others.low + d * others.stride + b;
+        const float* const high = others.high + d * others.stride + b;
+        const Vec gap = larger(larger(load(boxes.low + row) - *high, *low - load(boxes.high + row)),
+                               Vec{});
+        sum += gap * gap;
+    }
+    return sum;
+}
+
+// Which of LANES boxes, `first` and those after it up to `end`, may hold tokens that are up to
+// `reach` away from tokens in box b of others: a bit for each.
+inline uint32_t near_boxes(const Boxes& boxes, int64_t first, int64_t end, const Boxes& others,
+                           int64_t b, Vec reach) {
+    const Vec limit = reach + (load(boxes.slack + first) + others.slack[b]);
+    const uint32_t near = lanes_up_to(apart2(boxes, first, others, b), limit);
+    return end - first < LANES ? near & ((1u << (end - first)) - 1) : near;
 }
 
 // ----------------------------------------------------------------------------------- neighbours
@@ -266,31 +319,6 @@ inline Vec bound_of_8_smallest(const float* columns, int64_t rows) {
     return bound;
 }
 
-// Offers tokens as neighbours to the LANES tokens of a panel.
-//   columns  (rows, LANES) their distances
-//   first    index of the token of row 0; the others follow it
-//   lists    (LANES, length) the neighbours of the panel's tokens so far
-//   reach    (LANES,) the largest distance of each list; below 0 where there is no token
-void offer(const float* columns, int64_t rows, int64_t first, Key* lists, int length,
-           float* reach) {
-    Vec limit = load(reach);
-    const bool some_list_has_room = lanes_up_to(broadcast(INF), limit);
-    if (some_list_has_room && length == 8) {
-        limit = smaller(limit, bound_of_8_smallest(columns, rows));
-    }
-    for (int64_t i = 0; i < rows; ++i) {
-        uint32_t near = lanes_up_to(load(columns + i * LANES), limit);
-        for (; near; near &= near - 1) {
-            const int l = __builtin_ctz(near);
-            insert(key_of(columns[i * LANES + l], first + i), lists + l * length, length);
-        }
-    }
-    for (int l = 0; l < LANES; ++l) {
-        const Key last = lists[l * length + length - 1];
-        if (last != NONE) reach[l] = std::min(reach[l], distance2_of(last));
-    }
-}
-
 // ----------------------------------------------------------------------------------- one image
 
 // Tokens by a value: the largest first, of equal ones the lower token.
@@ -310,6 +338,9 @@ int64_t ordered(double number) {
     return bits < 0 ? bits ^ std::numeric_limits<int64_t>::max() : bits;
 }
 
+// From so many tokens on, sketches pay.
+constexpr int64_t SKETCHED_FROM = 2000;
+
 struct Image {
     const float* x;    // (N, C)
     int64_t N, C, k;   // tokens, channels, neighbours of the density
@@ -317,23 +348,66 @@ struct Image {
     int64_t M;         // centres; those of the smaller scales are the first of them
     int64_t assigned;  // centres that tokens are assigned to: 0 where all tokens are centres
 
-    float* origin;        // (C,)
-    Panel tokens;         // all panels, one after the other
-    Key* neighbours;      // (N, length)
-    float* reach;         // (N,) distance of the last neighbour
-    double* r;            // (N,)
-    Ranked* ranked;       // (N,)
-    int32_t* order;       // (N,) tokens by density, then the centres by rank
-    int32_t* position;    // (N,) of the tokens in the order of density
-    double* delta2;       // (N,)
-    int32_t* open;        // (opens,) tokens without a denser neighbour, in the order of density
-    int64_t opens;
-    Panel centres;        // all panels of the centres, by rank
+    float* origin;       // (C,)
+    Sketch* directions;  // (C,) the principal directions
+    float* sketches;     // (N, SKETCH) by token
+    bool sketched;       // whether they tell tokens apart; else all are 0
 
-    Panel panel(const Panel& all, int64_t p) const {
-        return {all.values + p * LANES * C, all.norm2 + p * LANES};
-    }
+    // By place: tokens that are alike are next to each other.
+    int32_t* token;    // (N,) the token at each place
+    int32_t* place;    // (N,) and the place of each token
+    float* rows;       // (N, C) the tokens, from the origin
+    float* norm2;      // (N,) their |x|^2
+    Boxes points;      // around each token
+    Boxes panels;      // around LANES tokens, and below around those of a block
+    Boxes blocks;
+    Key* neighbours;   // (N, length)
+    float* reach;      // (N,) distance of the last neighbour; then -1, up to LANES
+    float* farthest;   // (panels,) the largest reach
+    int32_t* densest;  // (panels,) the least position
+
+    double* r;          // (N,)
+    Ranked* ranked;     // (N,)
+    int32_t* order;     // (N,) tokens by density, then the centres by rank
+    int32_t* position;  // (N,) of the tokens in the order of density
+    double* delta2;     // (N,)
+    int32_t* open;      // (opens,) places of the tokens without a denser neighbour
+    int64_t opens;
+    int32_t* centre_places;  // (assigned,) by rank
+    Boxes centre_points;     // around each centre
+
     int64_t tokens_of_panel(int64_t p) const { return std::min<int64_t>(LANES, N - p * LANES); }
+
+    // Packs tokens into a panel.
+    //   places  (count,) where they are; null for `first` and those after it
+    void pack(const int32_t* places, int64_t first, int64_t count, Panel panel) const {
+        const float* from[LANES];
+        for (int64_t l = 0; l < LANES; ++l) {
+            const int64_t i = std::min(l, count - 1);
+            const int64_t place = places ? places[i] : first + i;
+            from[l] = rows + place * C;
+            panel.norm2[l] = l < count ? norm2[place] : INF;
+        }
+        ::pack(from, C, panel);
+    }
+
+    // C d2 between tokens anywhere and those of a panel; the rows after `count` have no meaning.
+    __attribute__((always_inline)) void distance2(const int32_t* places, int64_t count, Panel lanes,
+                                                  Vec (&tile)[LANES]) const {
+        const float* from[LANES];
+        float norms[LANES];
+        for (int i = 0; i < LANES; ++i) {
+            const int64_t place = places[std::min<int64_t>(i, count - 1)];
+            from[i] = rows + place * C;
+            norms[i] = norm2[place];
+        }
+        switch (divide_up(count, LANES / 4)) {
+            case 1: return ::distance2<LANES / 4>(from, norms, lanes, C, tile);
+            case 2: return ::distance2<LANES / 2>(from, norms, lanes, C, tile);
+            case 3: return ::distance2<LANES / 4 * 3>(from, norms, lanes, C, tile);
+            default: return ::distance2<LANES>(from, norms, lanes, C, tile);
+        }
+    }
 };
 
 // Panels from `first` to before `end`.
@@ -368,57 +442,293 @@ void choose_origin(Image& image, float* mean) {
     std::copy_n(image.x + nearest * C, C, image.origin);
 }
 
-void pack_tokens(Image& image, Block block) {
-    for (int64_t p = block.first; p < block.end; ++p) {
-        pack(image.x, image.origin, image.C, nullptr, p * LANES, image.tokens_of_panel(p),
-             image.panel(image.tokens, p));
-        for (int64_t i = p * LANES; i < (p + 1) * LANES; ++i) {
-            image.reach[i] = i < image.N ? INF : -1.f;
-            std::fill_n(image.neighbours + i * image.length, image.length, NONE);
+// Makes C rows of 8 columns orthonormal, column by column; what depends on others becomes 0.
+void orthonormalise(Sketch* rows, int64_t C) {
+    for (int d = 0; d < SKETCH; ++d) {
+        for (int again = 0; again < 2; ++again) {  // once leaves what rounding is of long columns
+            Sketch along{};
+            for (int64_t c = 0; c < C; ++c) along += rows[c][d] * rows[c];
+            const double norm2 = along[d];
+            if (!(norm2 > 0)) break;
+            for (int64_t c = 0; c < C; ++c) {
+                double value = rows[c][d];
+                for (int e = 0; e < d; ++e) value -= along[e] * rows[c][e];
+                rows[c][d] = value;
+            }
+            double left = 0;
+            for (int64_t c = 0; c < C; ++c) left += rows[c][d] * rows[c][d];
+            const double scale = left > 1e-20 * norm2 ? 1 / std::sqrt(left) : 0;
+            for (int64_t c = 0; c < C; ++c) rows[c][d] *= scale;
         }
     }
 }
 
-// Makes the tokens of two blocks neighbours of each other, or those of one block among themselves.
-//   scratch  two blocks of columns: for each panel (tokens of the other block, LANES)
-//   lock_*   guard the neighbours of each block
-void search_neighbours(Image& image, Block a, Block b, float* scratch, std::mutex& lock_a,
-                       std::mutex& lock_b) {
+// Sketches pay where they hold so much of the tokens' variance: photographs' feature maps have 0.9
+// and more, random tokens of 64 channels 0.2.
+constexpr double ENOUGH = 0.5;
+
+// The principal directions: two steps of subspace iteration, on a sample of the tokens.
+//   mean  (C,) what choose_origin leaves
+// Returns whether there is enough in them.
+bool choose_directions(Image& image, const float* mean) {
+    const int64_t N = image.N, C = image.C;
+    const int64_t step = std::max<int64_t>(1, N / 128);
+    std::vector<Sketch> found(C);
+    for (int64_t c = 0; c < C; ++c) {
+        for (int d = 0; d < SKETCH; ++d) found[c][d] = image.x[N * d / SKETCH * C + c] - mean[c];
+    }
+    double all = 0, kept = 0;  // sums of squares, of the tokens and of their sketches
+    for (int round = 0; round < 3; ++round) {
+        orthonormalise(found.data(), C);
+        std::copy_n(found.data(), C, image.directions);
+        std::fill(found.begin(), found.end(), Sketch{});
+        for (int64_t i = 0; i < N; i += step) {
+            const float* const x = image.x + i * C;
+            Sketch sketch{};
+            for (int64_t c = 0; c < C; ++c) sketch += double(x[c] - mean[c]) * image.directions[c];
+            if (round < 2) {
+                for (int64_t c = 0; c < C; ++c) found[c] += double(x[c] - mean[c]) * sketch;
+            } else {
+                for (int64_t c = 0; c < C; ++c) all += double(x[c] - mean[c]) * (x[c] - mean[c]);
+                for (int d = 0; d < SKETCH; ++d) kept += sketch[d] * sketch[d];
+            }
+        }
+    }
+    return kept > ENOUGH * all;
+}
+
+// Sketches of all tokens. Returns whether all are finite.
+bool make_sketches(Image& image) {
+    const int64_t C = image.C;
+    for (int64_t i = 0; i < image.N; ++i) {
+        const float* const x = image.x + i * C;
+        Sketch even{}, odd{};
+        int64_t c = 0;
+        for (; c + 2 <= C; c += 2) {
+            even += double(x[c] - image.origin[c]) * image.directions[c];
+            odd += double(x[c + 1] - image.origin[c + 1]) * image.directions[c + 1];
+        }
+        if (c < C) even += double(x[c] - image.origin[c]) * image.directions[c];
+        even += odd;
+        for (int d = 0; d < SKETCH; ++d) {
+            if (!(std::abs(even[d]) < 1e18)) return false;
+            image.sketches[i * SKETCH + d] = float(even[d]);
+        }
+    }
+    return true;
+}
+
+// Puts tokens that are alike next to each other: halves them along the direction in which their
+// sketches reach farthest, and the halves again, down to panels. Blocks are halved first.
+void put_alike_together(Image& image, int64_t first, int64_t end, int64_t block_panels) {
+    const int64_t unit = (end - first > block_panels ? block_panels : 1);
+    const int64_t units = divide_up(end - first, unit);
+    if (units < 2) return;
+    int32_t* const from = image.token + first * LANES;
+    int32_t* const to = image.token + std::min(end * LANES, image.N);
+    float low[SKETCH], high[SKETCH];
+    std::fill_n(low, SKETCH, INF);
+    std::fill_n(high, SKETCH, -INF);
+    for (const int32_t* i = from; i < to; ++i) {
+        for (int d = 0; d < SKETCH; ++d) {
+            low[d] = std::min(low[d], image.sketches[*i * SKETCH + d]);
+            high[d] = std::max(high[d], image.sketches[*i * SKETCH + d]);
+        }
+    }
+    int along = 0;
+    for (int d = 1; d < SKETCH; ++d) {
+        if (high[d] - low[d] > high[along] - low[along]) along = d;
+    }
+    const int64_t middle = first + units / 2 * unit;
+    const float* const value = image.sketches + along;
+    std::nth_element(from, image.token + middle * LANES, to, [value](int32_t a, int32_t b) {
+        return value[a * SKETCH] < value[b * SKETCH];
+    });
+    put_alike_together(image, first, middle, block_panels);
+    put_alike_together(image, middle, end, block_panels);
+}
+
+// Decides where every token is.
+//   mean  (C,) what choose_origin leaves
+void arrange(Image& image, const float* mean, int64_t block_panels) {
+    std::iota(image.token, image.token + image.N, 0);
+    image.sketched =
+        image.N >= SKETCHED_FROM && choose_directions(image, mean) && make_sketches(image);
+    if (image.sketched) {
+        put_alike_together(image, 0, divide_up(image.N, LANES), block_panels);
+    } else {
+        std::fill_n(image.sketches, image.N * SKETCH, 0.f);
+    }
+}
+
+// Fills in what is kept by place.
+//   panel  scratch
+void place_tokens(Image& image, Block block, int64_t number, Panel panel) {
+    image.blocks.clear(number);
+    for (int64_t p = block.first; p < block.end; ++p) {
+        const int64_t first = p * LANES, count = image.tokens_of_panel(p);
+        for (int64_t i = first; i < first + count; ++i) {
+            const float* const x = image.x + image.token[i] * image.C;
+            float* const row = image.rows + i * image.C;
+            for (int64_t c = 0; c < image.C; ++c) row[c] = x[c] - image.origin[c];
+        }
+        image.pack(nullptr, first, count, panel);
+        const Vec norm2 = sum_norm2(panel, image.C);
+        image.panels.clear(p);
+        for (int64_t l = 0; l < count; ++l) {
+            const int64_t i = first + l;
+            const float* const sketch = image.sketches + image.token[i] * SKETCH;
+            image.place[image.token[i]] = int32_t(i);
+            image.norm2[i] = norm2[l];
+            image.reach[i] = INF;
+            for (int d = 0; d < SKETCH; ++d) {
+                image.points.low[d * image.points.stride + i] = sketch[d];
+            }
+            image.points.slack[i] = slack_of(norm2[l], image.C);
+            image.panels.widen(p, image.points, i);
+            image.blocks.widen(number, image.points, i);
+        }
+        std::fill_n(image.reach + first + count, LANES - count, -1.f);
+        image.farthest[p] = INF;
+        std::fill_n(image.neighbours + first * image.length, count * image.length, NONE);
+    }
+}
+
+// Offers a token as a neighbour to the one at a place.
+inline void offer(Image& image, int64_t place, float distance2, int32_t token) {
+    Key* const list = image.neighbours + place * image.length;
+    insert(key_of(distance2, token), list, image.length);
+    const Key last = list[image.length - 1];
+    if (last != NONE) image.reach[place] = distance2_of(last);
+}
+
+void set_farthest(Image& image, int64_t p) {
+    image.farthest[p] = largest(load(image.reach + p * LANES));
+}
+
+// Offers a block's tokens to those of a panel.
+//   columns  (tokens of the block, LANES) their distances
+void offer_block(Image& image, int64_t p, Block block, const float* columns) {
+    const int64_t first = block.first * LANES;
+    const int64_t rows = std::min(block.end * LANES, image.N) - first;
+    Vec limit = load(image.reach + p * LANES);
+    if (image.farthest[p] == INF && image.length == 8) {
+        limit = smaller(limit, bound_of_8_smallest(columns, rows));
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+        uint32_t near = lanes_up_to(load(columns + i * LANES), limit);
+        for (; near; near &= near - 1) {
+            const int l = __builtin_ctz(near);
+            offer(image, p * LANES + l, columns[i * LANES + l], image.token[first + i]);
+        }
+    }
+    set_farthest(image, p);
+}
+
+// Makes all tokens of two blocks neighbours of each other, or those of one block among themselves.
+//   panel, columns  scratch: a panel; for each panel (tokens of the other block, LANES) distances
+void search_all(Image& image, Block a, Block b, Panel panel, float* columns) {
     const bool same = a.first == b.first;
     const int64_t panels = std::max(a.end - a.first, b.end - b.first);
     const int64_t column = panels * LANES * LANES;  // numbers of a panel's column
-    float* columns_a = scratch;
-    float* columns_b = same ? scratch : scratch + panels * column;
+    float* const columns_b = same ? columns : columns + panels * column;
     for (int64_t i = a.first; i < a.end; ++i) {
+        image.pack(nullptr, i * LANES, image.tokens_of_panel(i), panel);
         for (int64_t j = std::max(i, b.first); j < b.end; ++j) {
-            Vec tile[LANES];
-            distance2(image.panel(image.tokens, j), image.tokens_of_panel(j),
-                      image.panel(image.tokens, i), image.C, tile);
-            float* rows = columns_a + (i - a.first) * column + (j - b.first) * LANES * LANES;
-            for (int l = 0; l < LANES; ++l) store(rows + l * LANES, tile[l]);
+            int32_t places[LANES];
+            std::iota(places, places + LANES, int32_t(j * LANES));
+            Vec tile[LANES] = {};
+            image.distance2(places, image.tokens_of_panel(j), panel, tile);
+            float* to = columns + (i - a.first) * column + (j - b.first) * LANES * LANES;
+            for (int l = 0; l < LANES; ++l) store(to + l * LANES, tile[l]);
             if (i == j) continue;
             transpose(tile);
-            rows = columns_b + (j - b.first) * column + (i - a.first) * LANES * LANES;
-            for (int l = 0; l < LANES; ++l) store(rows + l * LANES, tile[l]);
+            to = columns_b + (j - b.first) * column + (i - a.first) * LANES * LANES;
+            for (int l = 0; l < LANES; ++l) store(to + l * LANES, tile[l]);
         }
     }
-    const auto offer_all = [&image, column](Block to, Block from, const float* columns) {
-        const int64_t first = from.first * LANES;
-        const int64_t rows = std::min(from.end * LANES, image.N) - first;
-        for (int64_t p = to.first; p < to.end; ++p) {
-            offer(columns + (p - to.first) * column, rows, first,
-                  image.neighbours + p * LANES * image.length, image.length,
-                  image.reach + p * LANES);
+    for (int64_t p = a.first; p < a.end; ++p) {
+        offer_block(image, p, b, columns + (p - a.first) * column);
+    }
+    for (int64_t p = b.first; p < b.end && !same; ++p) {
+        offer_block(image, p, a, columns_b + (p - b.first) * column);
+    }
+}
+
+// Finds the tokens of panel q that may be neighbours of a token of panel p, or have one there.
+//   places  (LANES,) where they are, the result
+// Returns how many there are.
+int64_t find_near(const Image& image, int64_t p, int64_t q, int32_t* places) {
+    const Boxes& points = image.points;
+    const Vec reach = load(image.reach + p * LANES), slack = load(points.slack + p * LANES);
+    Vec sketches[SKETCH];
+    for (int d = 0; d < SKETCH; ++d) sketches[d] = load(points.low + d * points.stride + p * LANES);
+    int64_t found = 0;
+    for (int64_t i = q * LANES; i < q * LANES + image.tokens_of_panel(q); ++i) {
+        Vec apart2{};
+        for (int d = 0; d < SKETCH; ++d) {
+            const Vec gap = sketches[d] - points.low[d * points.stride + i];
+            apart2 += gap * gap;
         }
+        const Vec limit = larger(reach, broadcast(image.reach[i])) + (slack + points.slack[i]);
+        places[found] = int32_t(i);
+        found += lanes_up_to(apart2, limit) != 0;
+    }
+    return found;
+}
+
+// Makes the tokens of a panel and tokens of another block neighbours of each other.
+void meet(Image& image, int64_t p, Panel panel, const int32_t* places, int64_t count) {
+    const int64_t first = p * LANES, tokens = image.tokens_of_panel(p);
+    Vec tile[LANES];
+    image.distance2(places, count, panel, tile);
+    const Vec reach = load(image.reach + first);
+    Vec beyond = broadcast(INF);  // how far from being of use the nearest is
+    for (int64_t i = 0; i < count; ++i) {
+        beyond = smaller(tile[i] - larger(reach, broadcast(image.reach[places[i]])), beyond);
+    }
+    if (!lanes_up_to(beyond, Vec{})) return;
+    for (int64_t i = 0; i < count; ++i) {
+        const int32_t other = places[i];
+        uint32_t near = lanes_up_to(tile[i], load(image.reach + first));
+        for (; near; near &= near - 1) {
+            const int l = __builtin_ctz(near);
+            offer(image, first + l, tile[i][l], image.token[other]);
+        }
+        near = lanes_up_to(tile[i], broadcast(image.reach[other])) & ((1u << tokens) - 1);
+        for (; near; near &= near - 1) {
+            const int l = __builtin_ctz(near);
+            offer(image, other, tile[i][l], image.token[first + l]);
+        }
+    }
+}
+
+// Makes the tokens of two blocks neighbours of each other, where they may be.
+//   panel  scratch
+void search_near(Image& image, Block a, int64_t number_a, Block b, int64_t number_b, Panel panel) {
+    const auto farthest = [&image](Block block) {
+        return *std::max_element(image.farthest + block.first, image.farthest + block.end);
     };
-    {
-        const std::lock_guard<std::mutex> guard(lock_a);
-        offer_all(a, b, columns_a);
+    const Vec reach = broadcast(std::max(farthest(a), farthest(b)));
+    if (!near_boxes(image.blocks, number_b, number_b + 1, image.blocks, number_a, reach)) return;
+    int32_t near[256 + LANES];  // a block's
+    for (int64_t i = a.first; i < a.end; ++i) {
+        int64_t found = 0;
+        for (int64_t first = b.first; first < b.end; first += LANES) {
+            const Vec reaches = larger(load(image.farthest + first), broadcast(image.farthest[i]));
+            uint32_t panels = near_boxes(image.panels, first, b.end, image.panels, i, reaches);
+            for (; panels; panels &= panels - 1) {
+                found += find_near(image, i, first + __builtin_ctz(panels), near + found);
+            }
+        }
+        if (!found) continue;
+        image.pack(nullptr, i * LANES, image.tokens_of_panel(i), panel);
+        for (int64_t first = 0; first < found; first += LANES) {
+            meet(image, i, panel, near + first, std::min<int64_t>(LANES, found - first));
+        }
+        set_farthest(image, i);
     }
-    if (!same) {
-        const std::lock_guard<std::mutex> guard(lock_b);
-        offer_all(b, a, columns_b);
-    }
+    for (int64_t p = b.first; p < b.end; ++p) set_farthest(image, p);
 }
 
 // Neighbours nearer than this share of their squared norms are nearly equal tokens: the products
@@ -430,10 +740,10 @@ void refine_neighbours(Image& image, Block block) {
     const int64_t C = image.C;
     for (int64_t i = block.first * LANES; i < std::min(block.end * LANES, image.N); ++i) {
         Key* const list = image.neighbours + i * image.length;
-        const float* const a = image.x + i * C;
+        const float* const a = image.x + image.token[i] * C;
         for (int n = 0; n < image.length && list[n] != NONE; ++n) {
             const int32_t j = index_of(list[n]);
-            const float norms = image.tokens.norm2[i] + image.tokens.norm2[j];
+            const float norms = image.norm2[i] + image.norm2[image.place[j]];
             if (distance2_of(list[n]) >= NEARLY_EQUAL * norms) break;
             const float* const b = image.x + j * C;
             Vec even{}, odd{};
@@ -461,10 +771,11 @@ void refine_neighbours(Image& image, Block block) {
 void find_density(Image& image) {
     for (int64_t i = 0; i < image.N; ++i) {
         const Key* nearest = image.neighbours + i * image.length;
+        const int32_t token = image.token[i];
         double sum = 0;
         for (int64_t j = 0; j < image.k; ++j) sum += distance2_of(nearest[j]) / double(image.C);
-        image.r[i] = -sum / double(image.k);
-        image.ranked[i] = {ordered(image.r[i]), int32_t(i)};
+        image.r[token] = -sum / double(image.k);
+        image.ranked[i] = {ordered(image.r[token]), token};
     }
     std::sort(image.ranked, image.ranked + image.N);
     for (int64_t i = 0; i < image.N; ++i) {
@@ -477,61 +788,91 @@ void find_density(Image& image) {
 void find_nearest_denser(Image& image) {
     image.opens = 0;
     for (int64_t i = 0; i < image.N; ++i) {
-        const int32_t token = image.order[i];
-        const Key* nearest = image.neighbours + token * int64_t(image.length);
+        const int32_t token = image.token[i];
+        const int32_t position = image.position[token];
+        int32_t& densest = image.densest[i / LANES];
+        densest = i % LANES ? std::min(densest, position) : position;
+        const Key* nearest = image.neighbours + i * image.length;
         const Key* found = std::find_if(nearest, nearest + image.length, [&](Key key) {
-            return key == NONE || image.position[index_of(key)] < i;
+            return key == NONE || image.position[index_of(key)] < position;
         });
         if (found < nearest + image.length && *found != NONE) {
             image.delta2[token] = distance2_of(*found) / double(image.C);
         } else {
             image.delta2[token] = INF;  // of the densest token it remains so
-            if (i > 0) image.open[image.opens++] = token;
+            if (position > 0) image.open[image.opens++] = int32_t(i);
         }
     }
 }
 
-// Panels of open tokens that one task searches for.
-constexpr int64_t OPEN_PANELS = 8;
+// Open tokens that are searched for together. Where sketches leave out most tokens, they leave out
+// more for one seeker alone.
+int64_t seekers_together(const Image& image) { return image.sketched ? 1 : LANES; }
 
-int64_t open_groups(const Image& image) {
-    return divide_up(image.opens, OPEN_PANELS * LANES);
+int64_t groups_of_seekers(const Image& image) {
+    return divide_up(image.opens, seekers_together(image));
 }
 
-// delta2 of a group of open tokens: the nearest of all that come before them in density.
-//   scratch  OPEN_PANELS + 1 panels
-void search_denser(Image& image, int64_t group, float* scratch) {
-    const int32_t* open = image.open + group * OPEN_PANELS * LANES;
-    const int64_t count = std::min(image.opens - group * OPEN_PANELS * LANES, OPEN_PANELS * LANES);
-    const int64_t panels = divide_up(count, LANES);
-    const Panel seekers{scratch + (OPEN_PANELS + 1) * LANES, scratch};
-    const Panel denser = image.panel(seekers, OPEN_PANELS);
-    IntVec position[OPEN_PANELS];    // of the seekers; 0 in the lanes without one
-    int64_t last[OPEN_PANELS] = {};  // largest position of a panel
-    Vec least[OPEN_PANELS];
-    for (int64_t p = 0; p < panels; ++p) {
-        const int32_t* tokens = open + p * LANES;
-        const int64_t lanes = std::min<int64_t>(LANES, count - p * LANES);
-        pack(image.x, image.origin, image.C, tokens, 0, lanes, image.panel(seekers, p));
-        position[p] = IntVec{};
-        for (int64_t l = 0; l < lanes; ++l) position[p][l] = image.position[tokens[l]];
-        last[p] = position[p][lanes - 1];
-        least[p] = broadcast(INF);
+// delta2 of a group of open tokens, the seekers: the nearest of all that are denser.
+//   panel  scratch
+void search_denser(Image& image, int64_t group, int64_t block_panels, Panel panel) {
+    const int64_t together = seekers_together(image);
+    const int32_t* const open = image.open + group * together;
+    const int64_t count = std::min(image.opens - group * together, together);
+    IntVec position{};  // 0 in the lanes without a seeker
+    Vec least = broadcast(-1.f);
+    int32_t last = 0;
+    float bounds[2 * SKETCH * (LANES + 1)], slack[LANES + 1];
+    const Boxes box{LANES + 1, bounds, bounds + SKETCH * (LANES + 1), slack};
+    box.clear(0);
+    for (int64_t l = 0; l < count; ++l) {
+        position[l] = image.position[image.token[open[l]]];
+        last = std::max(last, position[l]);
+        least[l] = INF;
+        box.widen(0, image.points, open[l]);
     }
-    for (int64_t first = 0; first < last[panels - 1]; first += LANES) {
-        const int64_t rows = std::min<int64_t>(LANES, last[panels - 1] - first);
-        pack(image.x, image.origin, image.C, image.order + first, 0, rows, denser);
-        for (int64_t p = panels - 1; p >= 0 && first < last[p]; --p) {
-            Vec tile[LANES];
-            distance2(denser, rows, image.panel(seekers, p), image.C, tile);
-            for (int64_t j = 0; j < rows; ++j) {
-                const IntVec is_denser = int32_t(first + j) - IntVec{} < position[p];
-                least[p] = (is_denser & (tile[j] < least[p])) ? tile[j] : least[p];
+    image.pack(open, 0, count, panel);
+    const auto search_panel = [&](int64_t p) {
+        const int64_t first = p * LANES;
+        int32_t near[LANES];
+        int64_t found = 0;
+        const Vec reach = broadcast(largest(least));
+        uint32_t tokens = near_boxes(image.points, first, image.N, box, 0, reach);
+        for (; tokens; tokens &= tokens - 1) {
+            const int64_t i = first + __builtin_ctz(tokens);
+            if (image.position[image.token[i]] < last) near[found++] = int32_t(i);
+        }
+        if (!found) return;
+        Vec tile[LANES];
+        image.distance2(near, found, panel, tile);
+        for (int64_t i = 0; i < found; ++i) {
+            const IntVec is_denser = image.position[image.token[near[i]]] - IntVec{} < position;
+            least = (is_denser & (tile[i] < least)) ? tile[i] : least;
+        }
+    };
+    // Near blocks first: what they hold keeps the others out.
+    const int64_t panels = divide_up(image.N, LANES), blocks = divide_up(panels, block_panels);
+    std::vector<std::pair<float, int64_t>> near_first(divide_up(blocks, LANES) * LANES);
+    for (int64_t b = 0; b < blocks; b += LANES) {
+        const Vec distances = apart2(image.blocks, b, box, 0);
+        for (int l = 0; l < LANES; ++l) near_first[b + l] = {distances[l], b + l};
+    }
+    near_first.resize(blocks);
+    std::sort(near_first.begin(), near_first.end());
+    for (const auto& [distance, block] : near_first) {
+        if (distance > largest(least) + (slack[0] + image.blocks.slack[block])) continue;
+        const int64_t end = std::min(panels, (block + 1) * block_panels);
+        for (int64_t first = block * block_panels; first < end; first += LANES) {
+            const Vec reach = broadcast(largest(least));
+            uint32_t near = near_boxes(image.panels, first, end, box, 0, reach);
+            for (; near; near &= near - 1) {
+                const int64_t p = first + __builtin_ctz(near);
+                if (image.densest[p] < last) search_panel(p);
             }
         }
     }
-    for (int64_t i = 0; i < count; ++i) {
-        image.delta2[open[i]] = least[i / LANES][i % LANES] / double(image.C);
+    for (int64_t l = 0; l < count; ++l) {
+        image.delta2[image.token[open[l]]] = least[l] / double(image.C);
     }
 }
 
@@ -545,10 +886,13 @@ void rank_centres(Image& image) {
     if (image.M < image.N) std::nth_element(image.ranked, end, image.ranked + image.N);
     std::sort(image.ranked, end);
     for (int64_t m = 0; m < image.M; ++m) image.order[m] = image.ranked[m].token;
-    for (int64_t first = 0; first < image.assigned; first += LANES) {
-        pack(image.x, image.origin, image.C, image.order + first, 0,
-             std::min<int64_t>(LANES, image.assigned - first),
-             image.panel(image.centres, first / LANES));
+    for (int64_t m = 0; m < image.assigned; ++m) {
+        image.centre_places[m] = image.place[image.order[m]];
+        for (int d = 0; d < SKETCH; ++d) {
+            image.centre_points.low[d * image.centre_points.stride + m] =
+                image.points.low[d * image.points.stride + image.centre_places[m]];
+        }
+        image.centre_points.slack[m] = image.points.slack[image.centre_places[m]];
     }
 }
 
@@ -560,24 +904,67 @@ struct Scales {
     int64_t stride;  // from a scale's labels to the next one's
 };
 
-// Every token's nearest centre: of the first counts[s] centres for each scale s.
-void assign(const Image& image, Block block, Scales scales) {
-    for (int64_t p = block.first; image.assigned && p < block.end; ++p) {
-        Vec least = broadcast(INF);
-        IntVec label{};
-        for (int64_t rank = 0; rank < image.assigned;) {
-            const int64_t rows = std::min<int64_t>(LANES, image.assigned - rank);
+// The nearest centre of LANES tokens so far.
+struct Nearest {
+    Vec distance2 = broadcast(INF);
+    IntVec rank{};
+
+    // Looks at centres of ascending ranks: on ties the lower one stays.
+    void look(const Image& image, const int32_t* ranks, int64_t count, Panel tokens) {
+        for (int64_t first = 0; first < count; first += LANES) {
+            const int64_t rows = std::min<int64_t>(LANES, count - first);
+            int32_t places[LANES];
+            for (int64_t j = 0; j < rows; ++j) places[j] = image.centre_places[ranks[first + j]];
             Vec tile[LANES];
-            distance2(image.panel(image.centres, rank / LANES), rows,
-                      image.panel(image.tokens, p), image.C, tile);
-            for (int64_t j = 0; j < rows; ++j, ++rank) {
-                const IntVec nearer = tile[j] < least;  // on ties the lower rank stays
-                least = nearer ? tile[j] : least;
-                label = nearer ? int32_t(rank) - IntVec{} : label;
-                for (int64_t s = 0; s < scales.number; ++s) {
-                    if (scales.counts[s] != rank + 1) continue;
-                    int64_t* labels = scales.labels + s * scales.stride + p * LANES;
-                    for (int64_t l = 0; l < image.tokens_of_panel(p); ++l) labels[l] = label[l];
+            image.distance2(places, rows, tokens, tile);
+            for (int64_t j = 0; j < rows; ++j) {
+                const IntVec nearer = tile[j] < distance2;
+                distance2 = nearer ? tile[j] : distance2;
+                rank = nearer ? ranks[first + j] - IntVec{} : rank;
+            }
+        }
+    }
+};
+
+// Every token's nearest centre: of the first counts[s] centres for each scale s.
+//   panel  scratch
+void assign(const Image& image, Block block, Scales scales, Panel panel) {
+    std::vector<int64_t> ends(scales.counts, scales.counts + scales.number);
+    std::sort(ends.begin(), ends.end());
+    while (!ends.empty() && ends.back() > image.assigned) ends.pop_back();
+    std::vector<int32_t> near(image.assigned);
+    std::vector<IntVec> before(ends.size());  // what the panel before found
+    for (int64_t p = block.first; p < block.end && !ends.empty(); ++p) {
+        image.pack(nullptr, p * LANES, image.tokens_of_panel(p), panel);
+        Nearest nearest;
+        int64_t begin = 0;
+        for (size_t e = 0; e < ends.size(); begin = ends[e++]) {
+            // Its neighbour's centres are near: what is farther than they are is left out.
+            Nearest guess = nearest;
+            if (image.sketched && p > block.first) {
+                int32_t ranks[LANES];
+                for (int l = 0; l < LANES; ++l) ranks[l] = before[e][l];
+                guess.look(image, ranks, LANES, panel);
+            }
+            float farthest = 0;
+            for (int64_t l = 0; l < image.tokens_of_panel(p); ++l) {
+                farthest = std::max(farthest, guess.distance2[l]);
+            }
+            int64_t found = 0;
+            for (int64_t first = begin; first < ends[e]; first += LANES) {
+                uint32_t centres = near_boxes(image.centre_points, first, ends[e], image.panels, p,
+                                              broadcast(farthest));
+                for (; centres; centres &= centres - 1) {
+                    near[found++] = int32_t(first + __builtin_ctz(centres));
+                }
+            }
+            nearest.look(image, near.data(), found, panel);
+            before[e] = nearest.rank;
+            for (int64_t s = 0; s < scales.number; ++s) {
+                if (scales.counts[s] != ends[e]) continue;
+                int64_t* const labels = scales.labels + s * scales.stride;
+                for (int64_t l = 0; l < image.tokens_of_panel(p); ++l) {
+                    labels[image.token[p * LANES + l]] = nearest.rank[l];
                 }
             }
         }
@@ -618,8 +1005,18 @@ public:
         blocks_.push_back(block);
         return static_cast<T*>(block);
     }
-    Panel take_panels(int64_t panels, int64_t channels) {
-        return {take<float>(panels * LANES * channels), take<float>(panels * LANES)};
+    Panel take_panel(int64_t channels) {
+        return {take<float>(LANES * channels), take<float>(LANES)};
+    }
+    Boxes take_boxes(int64_t count) {
+        const int64_t stride = count + LANES;
+        return {stride, take<float>(SKETCH * stride), take<float>(SKETCH * stride),
+                take<float>(stride)};
+    }
+    Boxes take_points(int64_t count) {  // boxes of no extent
+        const int64_t stride = count + LANES;
+        float* const at = take<float>(SKETCH * stride);
+        return {stride, at, at, take<float>(stride)};
     }
     Arena() = default;
     Arena(const Arena&) = delete;
@@ -656,28 +1053,48 @@ void dpc_knn(const float* x, int64_t batch, int64_t N, int64_t C, const int64_t*
         image.M = M;
         image.assigned = assigned;
         image.origin = arena.take<float>(C);
-        image.tokens = arena.take_panels(panels, C);
-        image.neighbours = arena.take<Key>(panels * LANES * length);
-        image.reach = arena.take<float>(panels * LANES);
+        image.directions = arena.take<Sketch>(C);
+        image.sketches = arena.take<float>(N * SKETCH);
+        image.token = arena.take<int32_t>(N);
+        image.place = arena.take<int32_t>(N);
+        image.rows = arena.take<float>(N * C);
+        image.norm2 = arena.take<float>(N);
+        image.points = arena.take_points(N);
+        image.panels = arena.take_boxes(panels);
+        image.blocks = arena.take_boxes(blocks);
+        image.neighbours = arena.take<Key>(N * length);
+        image.reach = arena.take<float>(N + LANES);
+        image.farthest = arena.take<float>(panels + LANES);
+        image.densest = arena.take<int32_t>(panels);
         image.r = arena.take<double>(N);
         image.ranked = arena.take<Ranked>(N);
         image.order = arena.take<int32_t>(N);
         image.position = arena.take<int32_t>(N);
         image.delta2 = arena.take<double>(N);
         image.open = arena.take<int32_t>(N);
-        image.centres = arena.take_panels(divide_up(assigned, LANES), C);
+        image.centre_places = arena.take<int32_t>(assigned);
+        image.centre_points = arena.take_points(assigned);
     }
     const int64_t columns = block_panels * LANES;
-    const int64_t scratch_size =
-        std::max(2 * columns * columns, (OPEN_PANELS + 1) * LANES * (C + 1));
+    const int64_t scratch_size = 2 * columns * columns;
+    std::vector<Panel> scratch_panels;
     std::vector<float*> scratches;
-    for (int64_t t = 0; t < threads; ++t) scratches.push_back(arena.take<float>(scratch_size));
+    for (int64_t t = 0; t < threads; ++t) {
+        scratch_panels.push_back(arena.take_panel(C));
+        scratches.push_back(arena.take<float>(scratch_size));
+    }
     std::vector<std::mutex> locks(batch * blocks);
-    // Pairs of blocks, near ones first: of an image's tokens the near ones are the more alike, and
-    // short lists turn away more.
+    // Pairs of blocks, near ones first: their tokens are the more alike, and what a token has found
+    // keeps others out. Pairs that follow each other have no block in common, for which threads
+    // would wait for each other.
     std::vector<std::pair<int64_t, int64_t>> pairs;
-    for (int64_t apart = 0; apart < blocks; ++apart) {
-        for (int64_t i = 0; i + apart < blocks; ++i) pairs.emplace_back(i, i + apart);
+    for (int64_t i = 0; i < blocks; ++i) pairs.emplace_back(i, i);
+    for (int64_t apart = 1; apart < blocks; ++apart) {
+        for (int64_t odd = 0; odd < 2; ++odd) {
+            for (int64_t i = 0; i + apart < blocks; ++i) {
+                if (i / apart % 2 == odd) pairs.emplace_back(i, i + apart);
+            }
+        }
     }
     const int64_t number_of_pairs = int64_t(pairs.size());
     const auto block = [=](int64_t i) {
@@ -694,24 +1111,33 @@ void dpc_knn(const float* x, int64_t batch, int64_t N, int64_t C, const int64_t*
         int64_t thread;
 #pragma omp atomic capture
         thread = arrived++;
-        float* const scratch = scratches[thread];
+        float* const columns = scratches[thread];
+        const Panel panel = scratch_panels[thread];
 
         // Each loop waits for all threads before the next one starts.
 #pragma omp for schedule(dynamic)
-        for (int64_t b = 0; b < batch; ++b) choose_origin(images[b], scratch);
+        for (int64_t b = 0; b < batch; ++b) {
+            choose_origin(images[b], panel.values);
+            arrange(images[b], panel.values, block_panels);
+        }
 
 #pragma omp for schedule(dynamic)
         for (int64_t t = 0; t < batch * blocks; ++t) {
-            pack_tokens(images[t / blocks], block(t % blocks));
+            place_tokens(images[t / blocks], block(t % blocks), t % blocks, panel);
         }
 
 #pragma omp for schedule(dynamic)
         for (int64_t t = 0; t < batch * number_of_pairs; ++t) {
-            const int64_t b = t / number_of_pairs;
-            const int64_t i = pairs[t % number_of_pairs].first;
-            const int64_t j = pairs[t % number_of_pairs].second;
-            search_neighbours(images[b], block(i), block(j), scratch, locks[b * blocks + i],
-                              locks[b * blocks + j]);
+            const int64_t b = t % batch;
+            const auto [i, j] = pairs[t / batch];
+            const std::lock_guard<std::mutex> first(locks[b * blocks + i]);
+            std::unique_lock<std::mutex> second(locks[b * blocks + j], std::defer_lock);
+            if (i != j) second.lock();
+            if (i != j && images[b].sketched) {
+                search_near(images[b], block(i), i, block(j), j, panel);
+            } else {
+                search_all(images[b], block(i), block(j), panel, columns);
+            }
         }
 
 #pragma omp for schedule(dynamic)
@@ -726,12 +1152,14 @@ void dpc_knn(const float* x, int64_t batch, int64_t N, int64_t C, const int64_t*
         }
 
 #pragma omp single
-        for (const Image& image : images) groups = std::max(groups, open_groups(image));
+        for (const Image& image : images) groups = std::max(groups, groups_of_seekers(image));
 
 #pragma omp for schedule(dynamic)
         for (int64_t t = 0; t < batch * groups; ++t) {
             Image& image = images[t / groups];
-            if (t % groups < open_groups(image)) search_denser(image, t % groups, scratch);
+            if (t % groups < groups_of_seekers(image)) {
+                search_denser(image, t % groups, block_panels, panel);
+            }
         }
 
 #pragma omp for schedule(dynamic)
@@ -739,7 +1167,7 @@ void dpc_knn(const float* x, int64_t batch, int64_t N, int64_t C, const int64_t*
 
 #pragma omp for schedule(dynamic)
         for (int64_t t = 0; t < batch * blocks; ++t) {
-            assign(images[t / blocks], block(t % blocks), scales_of(t / blocks));
+            assign(images[t / blocks], block(t % blocks), scales_of(t / blocks), panel);
         }
 
 #pragma omp for schedule(dynamic)

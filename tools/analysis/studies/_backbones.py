@@ -19,6 +19,7 @@ resnet18 = dict(_delete_=True, type='mmdet.ResNet', depth=18, norm_eval=False)
 variant = 'clustr_mm.analysis.variants.ClusTRVariant'
 blind = dict(_delete_=True, type='clustr_mm.analysis.variants.BlindBackbone')
 body = dict(
+    _delete_=True,
     embed_dims=(32, 64, 160, 256),
     depths=(2, 2, 2, 2),
     num_heads=(1, 2, 5, 8),
