@@ -30,6 +30,11 @@ def is_head(path):
     return name in {head.format(body) for head in HEADS for body in ('s', 'pvtb2')}
 
 
+def is_small(path):
+    """Whether a leaf is its own recipe, for a data set of hundreds or thousands of pictures."""
+    return path.stem.endswith(('_mini', '_camvid', '_nuclei', '_lsp', '_tiny_imagenet20'))
+
+
 def assert_decay_spares(cfg, model, norms=True, biases=False):
     """Builds the config's optimizer: it decays all parameters but those of norms, or all biases."""
     groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups

@@ -102,7 +102,7 @@ def test_segmentation_leaf_builds_and_learns_a_step(path):
     samples = []
     for _ in range(2):
         sample = SegDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64)))
-        sample.gt_sem_seg = PixelData(data=torch.randint(0, 12, (1, 64, 64)))
+        sample.gt_sem_seg = PixelData(data=torch.randint(0, 11, (1, 64, 64)))
         samples.append(sample)
     losses = model.loss(torch.randn(2, 3, 64, 64), samples)
     sum(value for key, value in losses.items() if 'loss' in key).backward()

@@ -95,6 +95,7 @@ def test_mmpretrains_model_hub_lists_and_builds_ours(monkeypatch):
     monkeypatch.setattr(ModelHub, '_ModelHub__mmpretrain_registered', True)
     names = [
         'clustr_b_imagenet',
+        'clustr_pvtb0_tiny_imagenet20',
         'clustr_pvtb2_distilled_imagenet',
         'clustr_pvtb2_imagenet',
         'clustr_pvtb2_imagenet_384',

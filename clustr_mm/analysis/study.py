@@ -171,7 +171,10 @@ def config_of(study: Study, run: Run, data_root: str | None = None) -> Config:
     if run.rate is not None:
         options[RATE] = run.rate
     check_keys(cfg, options)
-    cfg.merge_from_dict(options)
+    try:
+        cfg.merge_from_dict(options)
+    except TypeError as error:  # a dict in the place of something else
+        raise UserError(f'study {study.name}, row {run.row}: {error}') from error
     if data_root is not None:
         set_data_root(cfg, data_root)
     if run.search:

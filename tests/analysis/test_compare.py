@@ -24,7 +24,8 @@ seeds = (3,)
 rates = (1e-3,)
 rate_search = {{'train_cfg.max_epochs': 1}}
 small = dict(
-    embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 1), mlp_ratios=(2, 2), reductions=(4, 1)
+    _delete_=True,
+    embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 1), mlp_ratios=(2, 2), reductions=(4, 1),
 )
 options = {{
     'train_cfg.max_epochs': 2,
@@ -218,4 +219,8 @@ def test_mistakes_on_the_command_line_are_named(mini, tmp_path):
             MAIN(arguments)
     mini.write_text(mini.read_text().replace('train_cfg.max_epochs', 'train_cgf.max_epochs'))
     with pytest.raises(UserError, match="no 'train_cgf' in the config"):
-        MAIN([str(mini), '--table', '--records', str(tmp_path), '--rows', 'clustr'])
+        MAIN([str(mini), '--rows', 'clustr'])
+    mini.write_text(MINI.format(root=ROOT).replace('_delete_=True', '_delete_=False'))
+    study = load_study(str(mini))
+    with pytest.raises(UserError, match='row clustr: .* You may set `_delete_=True`'):
+        config_of(study, study.runs('clustr', None)[0])
