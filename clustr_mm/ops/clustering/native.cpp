@@ -165,11 +165,12 @@ Vec sum_norm2(Panel panel, int64_t channels) {
     return norm2;
 }
 
-// C d2 between ROWS tokens and the LANES tokens of a panel.
+// C d2 between ROWS tokens and the LANES tokens of a panel. Not inlined: by itself, all its pointers
+// have a register.
 //   rows, norm2  (ROWS,) pointers to the tokens, each (C,), and their |x|^2
 template <int ROWS>
-inline void distance2(const float* const* rows, const float* norm2, Panel lanes, int64_t channels,
-                      Vec* tile) {
+__attribute__((noinline)) void distance2(const float* const* rows, const float* norm2, Panel lanes,
+                                         int64_t channels, Vec* tile) {
     Vec dot[ROWS] = {};
     const float* row[ROWS];
     for (int i = 0; i < ROWS; ++i) row[i] = rows[i];
@@ -939,21 +940,25 @@ void assign(const Image& image, Block block, Scales scales, Panel panel) {
         Nearest nearest;
         int64_t begin = 0;
         for (size_t e = 0; e < ends.size(); begin = ends[e++]) {
-            // Its neighbour's centres are near: what is farther than they are is left out.
+            int64_t found = 0;
+            if (!image.sketched) {
+                found = ends[e] - begin;
+                std::iota(near.data(), near.data() + found, int32_t(begin));
+            }
+            // The centres of the panel before are near: what is farther than they are is left out.
             Nearest guess = nearest;
-            if (image.sketched && p > block.first) {
+            if (p > block.first && image.sketched) {
                 int32_t ranks[LANES];
                 for (int l = 0; l < LANES; ++l) ranks[l] = before[e][l];
                 guess.look(image, ranks, LANES, panel);
             }
-            float farthest = 0;
+            float reach = 0;
             for (int64_t l = 0; l < image.tokens_of_panel(p); ++l) {
-                farthest = std::max(farthest, guess.distance2[l]);
+                reach = std::max(reach, guess.distance2[l]);
             }
-            int64_t found = 0;
-            for (int64_t first = begin; first < ends[e]; first += LANES) {
+            for (int64_t first = begin; first < ends[e] && image.sketched; first += LANES) {
                 uint32_t centres = near_boxes(image.centre_points, first, ends[e], image.panels, p,
-                                              broadcast(farthest));
+                                              broadcast(reach));
                 for (; centres; centres &= centres - 1) {
                     near[found++] = int32_t(first + __builtin_ctz(centres));
                 }
