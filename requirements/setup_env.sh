@@ -186,13 +186,16 @@ compile() {
     printf '%s' "$built_for" >"$venv/built-for"
 }
 
+freeze() {
+    "$venv/bin/uv" pip freeze --quiet --python "$python" --exclude clustr-mm
+}
+
 # As a user would, with its requirements: all of them must be met already.
 install_beside() {
     local before
-    before=$("$venv/bin/uv" pip freeze --python "$python" --exclude clustr-mm)
+    before=$(freeze)
     "$python" -m pip install -qq --editable .
-    diff <(echo "$before") <("$venv/bin/uv" pip freeze --python "$python" --exclude clustr-mm) \
-        || die 'installing clustr-mm changed the stack'
+    diff <(echo "$before") <(freeze) || die 'installing clustr-mm changed the stack'
 }
 
 case $cuda_ops in auto | 0 | 1) ;; *) die "CUDA_OPS=$cuda_ops: it is auto, 0 or 1" ;; esac

@@ -112,12 +112,12 @@ class ProgressHook(Hook):
 
 def train(root: str, options: argparse.Namespace, progress: Progress) -> tuple[ToolRunner, float]:
     """Trains on the data set in a folder; gives the runner and the mIoU in percent."""
-    cfg = load_config(CONFIG)
+    with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere):
+        cfg = load_config(CONFIG)
+        import mmseg.datasets  # noqa: F401 - prints what a user of OneDL would want to know
     set_data_root(cfg, root)
     cfg.merge_from_dict(options.cfg_options)
     cfg.work_dir = options.work_dir
-    with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere):
-        import mmseg.datasets  # noqa: F401 - prints what a user of OneDL would want to know
     with explained(cfg):
         runner = QuietRunner.from_cfg(cfg)
         hook = ProgressHook(progress)

@@ -405,9 +405,14 @@ def test_a_program_of_another_model_is_not_kept(narrow, tmp_path, monkeypatch):
     class Other(torch.nn.Module):
         def forward(self, images):
             sides = enumerate(ARCH['embed_dims'])
-            return [images.new_ones(1, c, 16 >> at, 24 >> at) * images.mean() for at, c in sides]
+            return [
+                images.new_ones(images.shape[0], c, 16 >> at, 24 >> at) * images.mean()
+                for at, c in sides
+            ]
 
-    program = torch.export.export(Other(), (torch.zeros(1, 3, 64, 96),))
+    batch = {0: torch.export.Dim('batch', max=9)}
+    images = torch.zeros(2, 3, 64, 96)
+    program = torch.export.export(Other(), (images,), dynamic_shapes=(batch,))
     monkeypatch.setitem(TOOL['main'].__globals__, 'to_program', lambda *_: program)
     out = tmp_path / 'new' / 'b.pt2'
     with pytest.raises(UserError, match='the graph differs from PyTorch by'):
