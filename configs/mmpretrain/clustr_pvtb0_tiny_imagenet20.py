@@ -3,6 +3,7 @@
 Run: python tools/train.py configs/mmpretrain/clustr_pvtb0_tiny_imagenet20.py
          [--data-root FOLDER OF train/CLASS AND val/CLASS]
 Schedule: batch 64; 10,000 images / 64 = 157 iterations an epoch, 30 epochs, from scratch.
+Expected: not measured yet.
 """
 
 _base_ = [

@@ -35,7 +35,13 @@ rate_search = {
 }
 rows = dict(
     clustr=dict(),
-    pvtv2_b0=dict(options={'model.backbone': dict(_base_.pvtv2_b0, out_indices=(3,))}),
+    pvtv2_b0=dict(
+        options={
+            'model.backbone': dict(_base_.pvtv2_b0, out_indices=(3,)),
+            # mmdet's networks return a list, which mmpretrain's own pooling does not take.
+            'model.neck.type': 'mmpose.GlobalAveragePooling',
+        }
+    ),
     resnet18=dict(
         options={
             'model.backbone': dict(_base_.resnet18, out_indices=(3,)),
