@@ -65,7 +65,9 @@ class NumericsGuardHook(Hook):
         """Judges the step, and ends the run at the last fault in a row that it may have."""
         # Of the values logged, mmengine trains on those whose names say loss.
         losses = {name: value for name, value in (outputs or {}).items() if 'loss' in name}
-        wrong = [name for name, value in losses.items() if not torch.as_tensor(value).isfinite().all()]
+        wrong = [
+            name for name, value in losses.items() if not torch.as_tensor(value).isfinite().all()
+        ]
         if not wrong and not self._left_out and self._gradients_finite(runner):
             self._in_a_row = 0
             return

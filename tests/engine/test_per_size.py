@@ -218,7 +218,8 @@ def test_pose_and_classification_score_alike_at_any_batch(photographs, tmp_path)
     for cfg, field in ((classification(photographs), 'pred_score'), (pose(photographs), None)):
         metrics, alone = scored(cfg, tmp_path, 1)
         several, together = scored(cfg, tmp_path, 4)
-        assert several == metrics and len(alone) >= len(PHOTOGRAPHS)
+        # Up to rounding: another batch sums in another order.
+        assert several == pytest.approx(metrics, rel=1e-5) and len(alone) >= len(PHOTOGRAPHS)
         for one, other in zip(alone, together, strict=True):
             if field is None:
                 found = [each.pred_instances.keypoints for each in (one, other)]

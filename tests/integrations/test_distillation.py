@@ -137,13 +137,13 @@ def test_the_small_trial_of_the_docs(tmp_path, monkeypatch):
     text = (ROOT / 'docs' / 'pretrained.md').read_text()
     _, first, second = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    build_mini(tmp_path / 'data', MiniData('imagenet', 20, 10, (64, 64), 0))
+    build_mini(tmp_path / 'data', MiniData('imagenet', 40, 10, (64, 64), 0))
     (tmp_path / 'teacher.py').write_text(first.replace("'../mmpretrain/", f"'{LEAF.parent}/"))
     (tmp_path / 'student.py').write_text(second)
     common = ['--data-root', 'data', '--device', 'cpu', '--cfg-options']
     common += [f'{split}_dataloader.num_workers=0' for split in ('train', 'val', 'test')]
     common += [f'{split}_dataloader.persistent_workers=False' for split in ('train', 'val', 'test')]
-    common += ['train_cfg.max_epochs=1', 'train_dataloader.batch_size=10']
+    common += ['train_cfg.max_epochs=1', 'train_dataloader.batch_size=20']
     common += ['model.head.num_classes=10', 'data_preprocessor.num_classes=10']
     train(['teacher.py', *common])
     convert = runpy.run_path(str(ROOT / 'tools' / 'convert_checkpoint.py'))['main']

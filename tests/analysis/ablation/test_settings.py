@@ -114,7 +114,10 @@ def test_random_weights_come_from_the_seed():
     ('text', 'message'),
     [
         ('cluster_windw=56', "no option 'cluster_windw'; did you mean 'cluster_window'"),
-        ('grouping=kmean', r"grouping is 'kmean'; use \['dense', 'grid', 'kmeans', 'random'\]"),
+        (
+            'grouping=kmean',
+            r"grouping is 'kmean'; use \['balanced', 'dense', 'grid', 'kmeans', 'random'\]",
+        ),
         ('grouping=grid+cluster_window=56', 'leave cluster_window out'),
         ('reductions=(4,2,1,1)', r'in the places where \(8, 4, 2, 1\) has it'),
         ('reductions=4', 'use 4 numbers'),
