@@ -17,13 +17,9 @@ custom_imports = dict(imports=['clustr_mm'], allow_failed_imports=False)
 model = dict(
     # Clusters and padding as in ../_base_/models/mask_rcnn.py.
     backbone=dict(
-        _delete_=True,
-        type='ClusTR',
-        arch='small',
-        drop_path_rate=0.3,
-        crop_padding=True,
+        _delete_=True, type='ClusTR', arch='small', drop_path_rate=0.3, crop_padding=True,
         cluster_window=56,
-    ),
+    ),  # fmt: skip
     panoptic_head=dict(in_channels=[64, 128, 256, 512]),
 )
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={{_base_.backbone_norms}}))
