@@ -19,7 +19,7 @@ model = dict(
     backbone=dict(
         _delete_=True, type='ClusTR', arch='small', drop_path_rate=0.3, crop_padding=True,
         cluster_window=56,
-    ),  # fmt: skip
+    ),
     panoptic_head=dict(in_channels=[64, 128, 256, 512]),
-)
+)  # fmt: skip
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={{_base_.backbone_norms}}))

@@ -14,9 +14,9 @@ model = dict(
     backbone=dict(
         _delete_=True, type='ClusTR', arch='small', drop_path_rate=0.2, crop_padding=True,
         cluster_window=56,
-    ),  # fmt: skip
+    ),
     neck=dict(in_channels=[64, 128, 256, 512]),
-)
+)  # fmt: skip
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0),
