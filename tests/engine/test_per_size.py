@@ -225,4 +225,5 @@ def test_pose_and_classification_score_alike_at_any_batch(photographs, tmp_path)
                 found = [each.pred_instances.keypoints for each in (one, other)]
             else:
                 found = [each.pred_score.numpy() for each in (one, other)]
-            np.testing.assert_allclose(*found, atol=1e-4)
+            # Pixels, or probabilities.
+            np.testing.assert_allclose(*found, atol=1e-2 if field is None else 1e-4)

@@ -147,7 +147,7 @@ def test_the_small_trial_of_the_docs(tmp_path, monkeypatch):
     common += ['model.head.num_classes=10', 'data_preprocessor.num_classes=10']
     train(['teacher.py', *common])
     convert = runpy.run_path(str(ROOT / 'tools' / 'convert_checkpoint.py'))['main']
-    options = '--from pvt_v2 --images data/train --num-images 8 --image-size 96'
+    options = '--from pvt_v2 --images data/train --num-images 32 --image-size 96'
     convert(['work_dirs/teacher/epoch_1.pth', 'student.safetensors', *options.split()])
     metrics = run_test(['student.py', 'student.safetensors', *common])
     assert 0 <= metrics['accuracy/top1'] <= 100
