@@ -47,7 +47,7 @@ def words(tmp_path):
 
 
 def test_digits_are_learned_and_split_as_the_data_set_says(sounds):
-    command = [sys.executable, str(SCRIPT), 'digits', str(sounds), '--epochs', '12']
+    command = [sys.executable, str(SCRIPT), 'digits', str(sounds), '--epochs', '25']
     done = subprocess.run([*command, '--seeds', '0', '1'], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     heading, *lines = done.stdout.splitlines()
