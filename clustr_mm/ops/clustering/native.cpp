@@ -165,8 +165,8 @@ Vec sum_norm2(Panel panel, int64_t channels) {
     return norm2;
 }
 
-// C d2 between ROWS tokens and the LANES tokens of a panel. Not inlined: by itself, all its pointers
-// have a register.
+// C d2 between ROWS tokens and the LANES tokens of a panel. Not inlined, all its
+// pointers have a register.
 //   rows, norm2  (ROWS,) pointers to the tokens, each (C,), and their |x|^2
 template <int ROWS>
 __attribute__((noinline)) void distance2(const float* const* rows, const float* norm2, Panel lanes,
