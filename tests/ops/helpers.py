@@ -12,13 +12,15 @@ def curve(n: int) -> torch.Tensor:
     return torch.sin(torch.arange(n)[:, None] * 0.004 * pace + 3 * start).float()[None]
 
 
-def sky(side: int) -> torch.Tensor:
+def sky(side: int, slope: float = 0.1) -> torch.Tensor:
     """A smooth gradient over a map, far from the origin, (1, side^2, 64) float32."""
     generator = torch.Generator().manual_seed(0)
-    along, there = torch.randn(2, 64, generator=generator), torch.randn(64, generator=generator)
-    line = torch.linspace(0, 1, side)
-    slope = torch.cartesian_prod(line, line) @ along
-    return (there + 0.1 * slope + 1e-3 * torch.sin(5 * slope))[None]
+    # In float64, so that all processors have the same tokens: their scores lie 1e-5 apart.
+    along = torch.randn(2, 64, generator=generator, dtype=torch.float64)
+    there = torch.randn(64, generator=generator, dtype=torch.float64)
+    line = torch.linspace(0, 1, side, dtype=torch.float64)
+    height = torch.cartesian_prod(line, line) @ along
+    return (there + slope * height + 1e-3 * torch.sin(5 * height)).float()[None]
 
 
 def some_counts(n: int) -> list[int]:
