@@ -122,6 +122,7 @@ custom_hooks = [
 """
 COMBINED = """
 train_dataloader = dict(
+    num_workers=0, persistent_workers=False,
     dataset=dict(
         _delete_=True, type='CombinedDataset', pipeline=stage2, test_mode=False,
         metainfo=dict(from_file='configs/_base_/datasets/coco.py'),

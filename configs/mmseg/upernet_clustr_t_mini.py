@@ -2,9 +2,8 @@
 
 Run: python tools/demo_train.py (makes the data, trains, draws), or with the data made,
     python tools/train.py configs/mmseg/upernet_clustr_t_mini.py
-Schedule: from scratch; batch 4; 800 iterations x 4 / 800 images = 4 epochs.
-Expected: no figure yet; the longer run before it (1,350 iterations at 96 pixels) reached 65.5 mIoU
-    on the pictures before (docs/results.md).
+Schedule: from scratch; batch 4; 700 iterations x 4 / 800 images = 3.5 epochs.
+Expected: 63.3 mIoU (docs/results.md).
 """
 
 _base_ = [
@@ -30,12 +29,12 @@ model = dict(
     ),
     auxiliary_head=None,
 )
-# Steps are few: a quicker second moment, and 13 times the real recipe's rate.
-optim_wrapper = dict(optimizer=dict(lr=8e-4, betas=(0.9, 0.98)), clip_grad=dict(max_norm=1.0))
-train_cfg = dict(max_iters=800, val_interval=800)
+# Steps are few: a quicker second moment, and 42 times the real recipe's rate.
+optim_wrapper = dict(optimizer=dict(lr=2.5e-3, betas=(0.9, 0.98)), clip_grad=dict(max_norm=1.0))
+train_cfg = dict(max_iters=700, val_interval=700)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, begin=0, end=50, by_epoch=False),
-    dict(type='PolyLR', power=1.0, eta_min=0.0, begin=50, end=800, by_epoch=False),
+    dict(type='PolyLR', power=1.0, eta_min=0.0, begin=50, end=700, by_epoch=False),
 ]
-default_hooks = dict(checkpoint=dict(interval=800))
+default_hooks = dict(checkpoint=dict(interval=700))
 auto_scale_lr = dict(base_batch_size=4)
