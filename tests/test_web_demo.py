@@ -204,7 +204,7 @@ def _distance(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(small[0] - small[1]).mean())
 
 
-def test_upload_run_see_both_pictures(page: Any, browser: Any, tmp_path: Path) -> None:
+def test_upload_run_see_both_pictures(browser: Any, page: Any, tmp_path: Path) -> None:
     address, server = page
     browser.get(address)
     _wait(browser, lambda b: b.find_elements('id', 'run'))

@@ -19,11 +19,11 @@ both_ways = pytest.mark.parametrize(
 )
 
 
-def run_checks(path: Path, interpreted: str) -> None:
+def run_checks(path: Path, interpreted: str, marks: str = 'not long') -> None:
     if interpreted == '0' and not torch.cuda.is_available():
         pytest.skip('needs an NVIDIA GPU')
     done = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', path.name],
+        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-m', marks, path.name],
         cwd=path.parent,
         env={**os.environ, 'TRITON_INTERPRET': interpreted},
         capture_output=True,

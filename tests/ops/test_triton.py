@@ -31,6 +31,13 @@ def test_kernels(checks, interpreted):
     run_checks(Path(__file__).with_name(checks), interpreted)
 
 
+@both_ways
+@pytest.mark.long
+@pytest.mark.parametrize('checks', ['triton_checks.py', 'conv_gelu_checks.py'])
+def test_kernels_at_length(checks, interpreted):
+    run_checks(Path(__file__).with_name(checks), interpreted, 'long')
+
+
 # --- what the compiler says
 
 

@@ -220,7 +220,7 @@ def test_labels_stay_in_range_whatever_the_values(value):
         assert labels.min() >= 0 and labels.max() < count
 
 
-@pytest.mark.parametrize('n', [65, 196, 3136])
+@pytest.mark.parametrize('n', [65, pytest.param(196, marks=pytest.mark.long), 3136])
 def test_repeats_are_equal(n):
     if DEVICE == 'cpu':
         n = min(n, 300)
@@ -476,7 +476,9 @@ NARROW = dict(
 )
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    'dtype', [torch.float32, pytest.param(torch.float16, marks=pytest.mark.long)]
+)
 def test_the_backbone_and_its_gradients_are_plain_pytorchs(dtype, monkeypatch):
     torch.use_deterministic_algorithms(False)
     torch.manual_seed(0)
