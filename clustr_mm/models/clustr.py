@@ -194,7 +194,7 @@ class Stage(nn.Module):
                 x = checkpoint(block, x, hw, clusters, use_reentrant=False)
             else:
                 x = block(x, hw, clusters)
-        return self.norm(x).transpose(1, 2).unflatten(2, hw)  # channels last in memory
+        return self.norm(x).unflatten(1, hw).permute(0, 3, 1, 2)  # channels last in memory
 
     def _clusters_anew(self, i: int) -> bool:
         """Whether block i finds clusters of its own, not an earlier block's."""

@@ -20,6 +20,42 @@ def test_is_the_formula():
     torch.testing.assert_close(conv_gelu(u, (3, 5), dwconv), expected)
 
 
+@pytest.mark.parametrize('batch', [1, 3])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_one_convolution_and_its_gradients_are_the_formulas(batch, dtype):
+    u, dwconv = torch.randn(batch, 6 * 5, 4, dtype=dtype), convolution().to(dtype)
+    called = convolution().to(dtype)
+    called.load_state_dict(dwconv.state_dict())
+    calls = []
+    called.register_forward_hook(lambda *_: calls.append(1))  # so it is called
+    results = []
+    for module in (dwconv, called):
+        leaf = u.clone().requires_grad_()
+        out = conv_gelu(leaf, (6, 5), module)
+        assert out.is_contiguous() and out.shape == u.shape
+        out.square().sum().backward()
+        results.append([out, leaf.grad, module.weight.grad, module.bias.grad])
+    assert calls == [1]
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+def test_half_precision_calls_the_convolution(autocast):
+    # 1 + w in bfloat16 would leave two decimals of w.
+    u, dwconv = torch.randn(1, 30, 4), convolution()
+    with torch.no_grad():
+        expected = conv_gelu(u, (6, 5), dwconv)
+        dwconv.weight.mul_(2**-8)
+        small = conv_gelu(u, (6, 5), dwconv)
+        if autocast:
+            with torch.autocast('cpu', torch.bfloat16):
+                found = conv_gelu(u, (6, 5), dwconv)
+        else:
+            found = conv_gelu(u.bfloat16(), (6, 5), dwconv.bfloat16())
+    assert not torch.allclose(expected, small, atol=0.05)
+    torch.testing.assert_close(found.float(), small, atol=0.02, rtol=0.01)
+
+
 def hooked() -> nn.Conv2d:
     dwconv = convolution()
     dwconv.register_forward_hook(lambda module, inputs, output: output)

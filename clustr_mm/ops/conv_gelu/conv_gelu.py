@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -10,20 +11,20 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from clustr_mm.ops.dispatch import say_fallback, why_no_kernels
+from clustr_mm.ops.dispatch import autocast_dtype, say_fallback, why_no_kernels
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
 def conv_gelu(u: Tensor, hw: tuple[int, int], dwconv: Callable[[Tensor], Tensor]) -> Tensor:
-    """GELU(u + DWConv3x3(u)); on a GPU one pass over the map.
+    """GELU(u + DWConv3x3(u)); on a GPU one pass over the map, on a CPU one convolution.
 
     Args:
         u: Tokens, (B, H W, C).
         hw: H and W.
-        dwconv: Depthwise convolution of maps (B, C, H, W). The kernel takes the place of a plain
-            ``nn.Conv2d`` alone: whatever somebody has hooked, wrapped or put there is called.
+        dwconv: Depthwise convolution of maps (B, C, H, W). Only the place of a plain ``nn.Conv2d``
+            is taken: whatever somebody has hooked, wrapped or put there is called.
 
     Returns:
         (B, H W, C).
@@ -35,8 +36,30 @@ def conv_gelu(u: Tensor, hw: tuple[int, int], dwconv: Callable[[Tensor], Tensor]
 
             return conv_gelu_triton(u, hw, dwconv.weight, dwconv.bias)  # type: ignore[attr-defined]
         say_fallback('conv_gelu', reason)
-    u = u.transpose(1, 2).unflatten(2, hw)  # (B, C, H, W), channels last
-    return F.gelu(u + dwconv(u)).flatten(2).transpose(1, 2)
+    # Split before it is transposed: of one image the other order leaves strides in which oneDNN does
+    # not see that channels are last, and takes five times as long.
+    u = u.unflatten(1, hw).permute(0, 3, 1, 2)  # (B, C, H, W)
+    if _is_one_convolution(u, dwconv):
+        v = _as_one_convolution(u, cast(nn.Conv2d, dwconv))
+    else:
+        v = u + dwconv(u)
+    return F.gelu(v).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _as_one_convolution(u: Tensor, dwconv: nn.Conv2d) -> Tensor:
+    """u + DWConv3x3(u), (B, C, H, W), as one convolution whose centre taps are larger by 1."""
+    centre = F.pad(u.new_ones(1, 1), (1, 1, 1, 1))  # (3, 3)
+    return F.conv2d(u, dwconv.weight + centre, dwconv.bias, padding=1, groups=u.shape[1])
+
+
+def _is_one_convolution(u: Tensor, dwconv: Callable[[Tensor], Tensor]) -> bool:
+    """Whether ``_as_one_convolution`` is as good: in half precision 1 + w would round w away."""
+    return (
+        u.device.type == 'cpu'
+        and u.dtype in (torch.float32, torch.float64)
+        and autocast_dtype(u) is None
+        and _why_not_replaced(dwconv) is None
+    )
 
 
 def can_run_conv_gelu(u: Tensor, dwconv: Callable[[Tensor], Tensor]) -> str | None:
