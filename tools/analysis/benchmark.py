@@ -1,7 +1,7 @@
 """Times ClusTR beside other backbones, and its clustering by itself.
 
     python tools/analysis/benchmark.py speed --shape 224 512 --batch 1 4 [--train]
-        [--device cuda] [--amp fp16] [--compile]
+        [--device cuda] [--amp fp16] [--compile] [--images PHOTOGRAPHS]
         [--models clustr_s clustr_s+recluster_every=0 pvtv2_b2]
     python tools/analysis/benchmark.py clustering [--tokens 1000 4000 16000] [--backends native]
 
@@ -97,6 +97,10 @@ def make_parser() -> Parser:
     speed.add_argument(
         '--shape', nargs='+', type=shape_of, default=[(224, 224), (512, 512)], metavar='SIDE|HxW'
     )
+    speed.add_argument(
+        '--images', nargs='+', default=[], metavar='FILE',
+        help='photographs, resized (needs Pillow); without it noise, which takes longer to cluster',
+    )  # fmt: skip
     speed.add_argument('--batch', nargs='+', type=count_of, default=[4])
     speed.add_argument('--rounds', type=count_of, default=7)
     speed.add_argument('--train', action='store_true', help='a training step, not inference')
@@ -114,6 +118,22 @@ def make_parser() -> Parser:
     return parser
 
 
+def make_images(files: Sequence[str], batch: int, shape: tuple[int, int]) -> torch.Tensor:
+    """A batch (B, 3, height, width) of photographs, one after the other, or of noise."""
+    if not files:
+        return torch.randn(batch, 3, *shape)
+    from PIL import Image
+
+    try:
+        images = [Image.open(file).convert('RGB').resize(shape[::-1]) for file in files[:batch]]
+    except OSError as error:
+        make_parser().error(f'--images: {error}')
+    pixels = [torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) for image in images]
+    all_ = torch.stack([each.view(*shape, 3).permute(2, 0, 1) for each in pixels]).float()
+    all_ = (all_ - 118) / 58  # about ImageNet's mean and standard deviation
+    return all_.repeat(-(-batch // len(all_)), 1, 1, 1)[:batch].contiguous()
+
+
 def speed(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
     facts = circumstances(device) | dict(memory_kept=device.type == 'cpu' and keep_memory())
@@ -121,7 +141,8 @@ def speed(options: argparse.Namespace) -> None:
     what = '_'.join(['speed', mode, *([options.compile] if options.compile else [])])
     path = results_file(options.out, what, precision, device)
     print(
-        f'{mode}, batch {" ".join(map(str, options.batch))}, {precision}, '
+        f'{mode}, batch {" ".join(map(str, options.batch))} of '
+        f'{"photographs" if options.images else "noise"}, {precision}, '
         f'{options.compile or "eager"}, {said(facts)}'
     )
     baseline = options.models[-1]
@@ -132,7 +153,7 @@ def speed(options: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     table = [['images', *options.models]]
     for shape, batch in product(options.shape, options.batch):
-        images = torch.randn(batch, 3, *shape, device=device)
+        images = make_images(options.images, batch, shape).to(device)
         try:
             built = {name: build_backbone(name, shape) for name in options.models}
         except ValueError as error:
@@ -154,6 +175,7 @@ def speed(options: argparse.Namespace) -> None:
                 library=built[name][1],
                 images=f'{shape[0]}x{shape[1]}',
                 batch=batch,
+                content='photographs' if options.images else 'noise',
                 precision=precision,
                 compiled=options.compile,
                 images_per_second=batch / timing.seconds,
