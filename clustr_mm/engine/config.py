@@ -22,6 +22,11 @@ _ALSO_READ = (
     'find_unused_parameters', 'model_wrapper_cfg', 'preprocess_cfg', 'runner_type', 'strategy',
     'sync_bn', 'tta_model', 'tta_pipeline',
 )  # fmt: skip
+# What version 0.1 read, and what does it now: to pass over it would train without it.
+_OF_BEFORE = dict(
+    on_broken_file="custom_hooks=[dict(type='BrokenFileHook', action='skip')]",
+    numerics_guard="default_hooks=dict(numerics_guard=dict(type='NumericsGuardHook'))",
+)
 
 
 def load_config(path: str) -> Config:
@@ -29,9 +34,17 @@ def load_config(path: str) -> Config:
     if not os.path.isfile(path):
         raise UserError(f'config {path} does not exist{near_files(Path(path))}')
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path)
     except Exception as error:
         raise UserError(f'config {path}: {type(error).__name__}: {error}') from error
+    _refuse_old(f'config {path}', cfg)
+    return cfg
+
+
+def _refuse_old(where: str, names: Iterable[str]) -> None:
+    for name in names:
+        if name in _OF_BEFORE:
+            raise UserError(f"{where}: {name} is version 0.1's; use {_OF_BEFORE[name]}")
 
 
 def library_of(cfg: Config) -> str:
@@ -83,6 +96,7 @@ def check_keys(cfg: Config, options: Mapping[str, Any]) -> None:
 
     A key is mistyped if it is close to a name that exists, and nobody reads it.
     """
+    _refuse_old('--cfg-options', (key.partition('.')[0] for key in options))
     known = {*inspect.signature(Runner.__init__).parameters, *_ALSO_READ, *cfg}
     for key, value in options.items():
         node: Any = cfg

@@ -135,6 +135,15 @@ def test_config_that_cannot_be_read_is_named(tmp_path):
         load_config(str(path))
 
 
+def test_what_version_0_1_read_says_what_does_it_now(tmp_path):
+    path = tmp_path / 'old.py'
+    path.write_text("on_broken_file = 'skip'\n")
+    with pytest.raises(UserError, match=r"on_broken_file is version 0.1's; use custom_hooks="):
+        load_config(str(path))
+    with pytest.raises(UserError, match=r'--cfg-options: numerics_guard is .*; use default_hooks'):
+        check_keys(Config(), {'numerics_guard.stop_after': 3})
+
+
 def test_amp_on_a_cpu_is_refused():
     with pytest.raises(UserError, match='needs a GPU'):
         use_amp(Config(dict(optim_wrapper=dict(type='OptimWrapper'))), 'cpu')
