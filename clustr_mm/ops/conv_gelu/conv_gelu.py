@@ -36,8 +36,8 @@ def conv_gelu(u: Tensor, hw: tuple[int, int], dwconv: Callable[[Tensor], Tensor]
 
             return conv_gelu_triton(u, hw, dwconv.weight, dwconv.bias)  # type: ignore[attr-defined]
         say_fallback('conv_gelu', reason)
-    # Split before it is transposed: of one image the other order leaves strides in which oneDNN does
-    # not see that channels are last, and takes five times as long.
+    # Split before it is transposed: of one image the other order leaves strides in which oneDNN
+    # does not see that channels are last, and takes five times as long.
     u = u.unflatten(1, hw).permute(0, 3, 1, 2)  # (B, C, H, W)
     if _is_one_convolution(u, dwconv):
         v = _as_one_convolution(u, cast(nn.Conv2d, dwconv))
@@ -47,7 +47,7 @@ def conv_gelu(u: Tensor, hw: tuple[int, int], dwconv: Callable[[Tensor], Tensor]
 
 
 def _as_one_convolution(u: Tensor, dwconv: nn.Conv2d) -> Tensor:
-    """u + DWConv3x3(u), (B, C, H, W), as one convolution whose centre taps are larger by 1."""
+    """One convolution for u + DWConv3x3(u), (B, C, H, W): its centre taps are larger by 1."""
     centre = F.pad(u.new_ones(1, 1), (1, 1, 1, 1))  # (3, 3)
     return F.conv2d(u, dwconv.weight + centre, dwconv.bias, padding=1, groups=u.shape[1])
 
