@@ -5,8 +5,8 @@ config = 'configs/mmseg/semfpn_clustr_pvtb0_camvid.py'
 score = 'mIoU'
 shape = (180, 240)
 seeds = (0, 1, 2)
-rates = (5e-4, 1e-3, 2e-3)
-rate_search = {'train_cfg.max_iters': 150}
+rates = (1e-3, 2e-3, 4e-3)
+rate_search = {'train_cfg.max_iters': 300}
 rows = dict(
     clustr=dict(),
     pvtv2_b0=dict(options={'model.backbone': _base_.pvtv2_b0}),
