@@ -228,6 +228,21 @@ def test_is_compiled_once(workshop, monkeypatch):
 
 
 @needs_library
+def test_built_for_avx2_alone_it_is_the_reference_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, '_loaded', None)
+    monkeypatch.setenv('CLUSTR_MM_CACHE', str(tmp_path))
+    monkeypatch.setenv('CXX', 'g++ -mno-avx512f')  # what -march=native knows of it, goes
+    for k in (1, 2, 5, 9, 40):
+        assert_equals_reference(grid_tokens(2, 333, 24, seed=k), [1, 20, 83, 333], k)
+    assert_equals_reference(photograph_like_tokens(2100, 24), [32, 525], 5)
+    x = torch.randn(1, 600, 64, generator=torch.Generator().manual_seed(0))
+    x[:, ::3] = x[:, :1]  # ties
+    exact = dpc_knn(x.double(), [37, 150], backend='reference')
+    assert torch.equal(torch.stack(exact), dpc_knn_native(x, [37, 150], 5))
+    assert len(libraries(tmp_path)) == 1
+
+
+@needs_library
 def test_several_processes_compile_at_once(tmp_path):
     program = 'import torch; from clustr_mm import dpc_knn; print(dpc_knn(torch.eye(9)[None], 3))'
     environment = {**os.environ, 'CLUSTR_MM_CACHE': str(tmp_path), 'OMP_NUM_THREADS': '1'}
