@@ -1,7 +1,8 @@
 """ClusTR in mmengine's registries, and what the task libraries need beside it.
 
 Importing it registers ``ClusTR``, ``ClusTRLayerDecay``, ``NeckChain`` and
-``ClassWeightedCrossEntropy``; ``import clustr_mm`` does so wherever mmengine is installed.
+``ClassWeightedCrossEntropy``; ``import clustr_mm`` does so wherever mmengine is installed. Of
+mmengine it imports the registry alone: models and optimizers take two seconds more.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModule
-from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 
@@ -20,7 +19,7 @@ from clustr_mm import models
 
 
 @MODELS.register_module()
-class ClusTR(models.ClusTR, BaseModule):
+class ClusTR(models.ClusTR):
     """The ClusTR backbone with mmengine's initialisation.
 
     Args:
@@ -52,17 +51,20 @@ class ClusTR(models.ClusTR, BaseModule):
                 variant.
         """
         entry = self.init_cfg[0] if isinstance(self.init_cfg, list | tuple) else self.init_cfg
-        if not entry or entry.get('type') != 'Pretrained':
-            super().init_weights()
+        if not entry:
             return
-        from clustr_mm.weights.files import load_pretrained  # which imports mmengine's runner
+        if entry.get('type') == 'Pretrained':
+            from clustr_mm.weights.files import load_pretrained  # which imports mmengine's runner
 
-        load_pretrained(self, entry)
-        self._is_init = True
+            load_pretrained(self, entry)
+        else:
+            from mmengine.model import initialize
+
+            initialize(self, self.init_cfg)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
-class ClusTRLayerDecay(DefaultOptimWrapperConstructor):
+class ClusTRLayerDecay:
     """Layer-wise learning-rate decay: the nearer to the image, the slower a layer learns.
 
     Layer l of L + 1 learns at lr * rate^(L + 1 - l), with L the backbone's blocks; all that is not
@@ -86,65 +88,17 @@ class ClusTRLayerDecay(DefaultOptimWrapperConstructor):
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
-        given = dict(paramwise_cfg or {})
-        rate = given.pop('layer_decay_rate', None)
-        if not isinstance(rate, int | float) or not 0 < rate <= 1:
-            raise ValueError(
-                f'paramwise_cfg.layer_decay_rate is {rate}; use above 0 and up to 1, say 0.9'
-            )
-        self.rate = rate
-        no_decay = dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0)
-        super().__init__(optim_wrapper_cfg, {**no_decay, **given})
-        self.lr: float = self.base_lr or 0.0
-        if not self.lr:
-            raise ValueError('optim_wrapper.optimizer names no lr; set it, for layers multiply it')
+        from clustr_mm.integrations.layer_decay import LayerDecay
 
-    def add_params(
-        self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs: Any
-    ) -> None:
-        """Adds a module's parameters, with mmengine's rules; then their layers' rates.
+        self.constructor = LayerDecay(optim_wrapper_cfg, paramwise_cfg)
 
-        Args:
-            params: Parameter groups, added to in place: one for each rate and weight decay, the
-                largest rate (the config's, which is the one that is logged) first.
-            module: The module.
-            prefix: Its name in the model; empty for the model.
-            kwargs: As for mmengine's method.
-
-        Raises:
-            ValueError: If the model has no ClusTR.
-        """
-        super().add_params(params, module, prefix=prefix, **kwargs)
-        if prefix:
-            return  # part of the model: mmengine's method calls this one
-        distances = _distances(module)
-        merged: dict[tuple, dict[str, Any]] = {}
-        for group in params:
-            (parameter,) = group.pop('params')
-            distance = distances.get(id(parameter), 0)
-            group['lr'] = group.get('lr', self.lr) * self.rate**distance
-            key = tuple(sorted(group.items()))
-            merged.setdefault(key, {**group, 'params': []})['params'].append(parameter)
-        params[:] = sorted(merged.values(), key=lambda group: -group['lr'])
-
-
-def _distances(model: nn.Module) -> dict[int, int]:
-    """How many layers each parameter of a model's ClusTR lies below the head, by its ``id``."""
-    backbones = [module for module in model.modules() if isinstance(module, models.ClusTR)]
-    if len(backbones) != 1:
-        raise ValueError(
-            f'{type(model).__name__} has {len(backbones)} ClusTR backbones; layer-wise decay '
-            'needs one'
-        )
-    distances = {}
-    for name, parameter in backbones[0].named_parameters():
-        layer, layers = backbones[0].get_layer_depth(name)
-        distances[id(parameter)] = layers - 1 - layer
-    return distances
+    def __call__(self, model: nn.Module) -> Any:
+        """Makes the optimizer wrapper of a model, whose parts include one ClusTR."""
+        return self.constructor(model)
 
 
 @MODELS.register_module()
-class NeckChain(BaseModule):
+class NeckChain(nn.Module):
     """Runs necks one after the other, where a library takes one.
 
     mmpose's heads read the last map of a tuple, an FPN's coarsest. ``FPN`` and then
@@ -152,12 +106,18 @@ class NeckChain(BaseModule):
 
     Args:
         necks: Configs of the necks, built in the library that runs.
-        init_cfg: mmengine's initialisation.
     """
 
-    def __init__(self, necks: Sequence[dict], init_cfg: dict | list[dict] | None = None) -> None:
-        super().__init__(init_cfg)
+    def __init__(self, necks: Sequence[dict]) -> None:
+        super().__init__()
         self.necks = nn.ModuleList(MODELS.build(neck) for neck in necks)
+
+    def init_weights(self) -> None:
+        """Initialises the necks, as their configs say."""
+        for neck in self.necks:
+            init_weights = getattr(neck, 'init_weights', None)
+            if callable(init_weights):
+                init_weights()
 
     def forward(self, x: Any) -> Any:
         """Hands each neck what the one before it returned."""
