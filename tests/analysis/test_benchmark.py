@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from clustr_mm.ops.clustering import can_run_native
 
@@ -37,12 +38,15 @@ def run(tmp_path, capsys, monkeypatch):
     return run
 
 
-def test_speed_prints_ratios_and_writes_a_table(run):
+def test_speed_prints_ratios_and_writes_a_table(run, tmp_path):
+    photograph = tmp_path / 'photograph.png'
+    Image.effect_noise((48, 40), 50).save(photograph)
     out, name, rows = run(
         'speed', '--models', 'clustr_t+recluster_every=0', 'clustr_t', '--shape', 32, '32x64',
-        '--batch', 1, '--rounds', 1, '--train', '--amp', 'bf16',
+        '--batch', 1, '--rounds', 1, '--train', '--amp', 'bf16', '--images', photograph,
     )  # fmt: skip
-    assert 'train, batch 1, bf16, eager' in out
+    assert 'train, batch 1 of photographs, bf16, eager' in out
+    assert {row['content'] for row in rows} == {'photographs'}
     assert name.startswith('speed-train_bf16_torch')
     assert [(row['images'], row['model']) for row in rows] == [
         ('32x32', 'clustr_t+recluster_every=0'),

@@ -42,12 +42,12 @@ from clustr_mm.analysis.records import (
 from clustr_mm.analysis.speed import (
     backbone_step,
     compare,
-    keep_memory,
     peak_memory,
     time_call,
 )
 from clustr_mm.ops.clustering import BACKENDS, can_run_native, dpc_knn
 from clustr_mm.ops.clustering.triton import can_run_triton
+from clustr_mm.ops.memory import keep_memory
 
 AMP = {'fp16': torch.float16, 'bf16': torch.bfloat16}
 # Tokens of one stage-1 map: 112 x 112 to 800 x 1333 pixels.
