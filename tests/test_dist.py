@@ -242,9 +242,8 @@ def wait_for(condition, seconds):
 
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='asks Linux to end orphans')
-@pytest.mark.parametrize(
-    'how', [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM])
 def test_no_process_outlives_its_launcher(how, data, tmp_path, environment):
     config, folder = write_config(tmp_path, 'seg', 10**5), tmp_path / 'run'
     options = ['--data-root', data('seg'), '--work-dir', folder]

@@ -223,7 +223,8 @@ def test_a_config_of_classes_without_default_hooks_trains_and_tests(data, tmp_pa
     assert 'mIoU' in test([*arguments, '--work-dir', str(tmp_path / 'tested')])
 
 
-@pytest.mark.parametrize('library', [pytest.param('mmdet', marks=pytest.mark.long), 'mmseg'])
+@pytest.mark.long
+@pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
 def test_a_librarys_browse_dataset_runs_on_our_leaf(library, data, tmp_path):
     leaf, layout = dict(
         mmdet=('mask_rcnn_clustr_t_mini.py', 'coco'), mmseg=('upernet_clustr_t_mini.py', 'ade20k')

@@ -240,7 +240,7 @@ def test_ours_are_the_librarys_own(library, data, tmp_path):
 
 
 # mmseg's own tools run above.
-@in_minutes('mmdet', 'mmpose')
+@in_minutes('mmdet')
 def test_our_leaves_run_in_the_librarys_own_tools(library, data, tmp_path):
     leaf, layout, annotations = LEAVES[library]
     root = data[layout]

@@ -70,8 +70,8 @@ def train_toy(rank, folder, resume):
     run(make_config(folder, False, launcher='pytorch', resume=resume, **changes))
 
 
-@pytest.mark.parametrize('step', [4])
-def test_gradients_that_wait_are_kept_under_a_launcher(tmp_path, step):
+@pytest.mark.long  # test_resuming.py has it without a launcher
+def test_gradients_that_wait_are_kept_under_a_launcher(tmp_path, step=4):
     from test_resuming import assert_same, stop_after
 
     whole = tmp_path / 'whole'
