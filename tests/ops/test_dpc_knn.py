@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import assert_invariants, curve, sky, some_counts
 
-from clustr_mm.ops.clustering import BACKENDS, dpc_knn, padded_dpc_knn
+from clustr_mm.ops.clustering import BACKENDS, can_run_native, dpc_knn, padded_dpc_knn
 
 # Those that take float64, in which rounding decides nothing (the others: test_native.py,
 # test_triton.py).
@@ -141,17 +141,25 @@ def test_float32_agrees_with_float64_for_nearly_all_tokens(backend):
 
 @pytest.mark.parametrize('backend', [None, 'tiled'])
 @pytest.mark.parametrize(
-    'x',
-    [curve(1024), sky(32), sky(32, slope=0.3), sky(32, slope=1.0)],
+    ('x', 'precise'),
+    [
+        (curve(1024), True),
+        (sky(32), True),
+        (sky(32, slope=0.3), False),
+        (sky(32, slope=1.0), True),
+    ],
     ids=['curve', 'sky', 'steeper', 'steepest'],
 )
-def test_nearly_equal_tokens_keep_their_order(backend, x):
-    # The definition itself, in float32, ranks some centres of a sky the other way.
+def test_nearly_equal_tokens_keep_their_order(backend, x, precise):
+    # The definition itself, in float32, ranks some centres of a sky the other way, and so may its
+    # backends; the compiled one takes near distances more precisely, and errs on one sky alone.
     counts = [64, 256]
     exact = dpc_knn(x.double(), counts, backend='reference')
     in_float32 = dpc_knn(x, counts, backend='reference')
+    compiled = backend is None and can_run_native(x) is None
     for a, b, c in zip(dpc_knn(x, counts, backend=backend), exact, in_float32, strict=True):
-        assert (a == b).double().mean() >= min(0.99, (c == b).double().mean())
+        bar = 0.99 if compiled and precise else min(0.99, (c == b).double().mean())
+        assert (a == b).double().mean() >= bar
 
 
 @pytest.mark.parametrize('backend', [None, 'reference', 'tiled'])
