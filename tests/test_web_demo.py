@@ -175,11 +175,12 @@ def _message(browser: Any) -> str:
     browser.find_element('id', 'run').click()
 
     def shown(browser: Any) -> Any:
-        return [each for each in browser.find_elements('css selector', '.toast-body') if each.text]
+        # Read once: while the message moves in, its text may be empty again a moment later.
+        texts = [each.text for each in browser.find_elements('css selector', '.toast-body')]
+        return [each for each in texts if each]
 
-    (toast, *_) = _wait(browser, shown)
-    text = toast.text
-    toast.find_element('css selector', 'button').click()
+    (text, *_) = _wait(browser, shown)
+    _wait(browser, lambda b: b.find_elements('css selector', '.toast-body button'))[0].click()
     _wait(browser, lambda b: not b.find_elements('css selector', '.toast-body'))
     return text
 
