@@ -32,7 +32,7 @@ _KEYS = {
     'config': str, 'score': str, 'shape': Sequence, 'seeds': Sequence, 'rows': Mapping,
     'rates': Sequence, 'rate_search': Mapping, 'options': Mapping, 'factor': int | float,
 }  # fmt: skip
-_ROW_KEYS = ('options', 'rate', 'init_from', 'note')
+_ROW_KEYS = ('options', 'rate', 'init_from', 'seeds', 'note')
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,8 @@ class Study:
         shape: Height and width of a test image as the model gets it, for multiply-adds and time.
         seeds: Seeds of every row.
         rows: Of every row ``options``, and where it has them: ``rate``, a rate or the name of the
-            row that it takes its rate from; ``init_from``; ``note``.
+            row that it takes its rate from; ``init_from``; ``seeds``, its own; ``note``. ``{seed}``
+            in an option or in ``init_from`` stands for the run's seed.
         rates: Rates to choose from; empty to leave the config's.
         rate_search: What the runs that choose a rate change besides, such as their length.
         options: What every run changes of the config.
@@ -96,13 +97,17 @@ class Study:
         """The runs that choose a row's rate; none where it is said or another row's."""
         if not self.rates or 'rate' in self.rows[row]:
             return []
-        run = self._run(row, self.seeds[0], None)
+        run = self._run(row, self.seeds_of(row)[0], None)
         options = {**run.options, **self.rate_search}
         return [replace(run, rate=rate, search=True, options=options) for rate in self.rates]
 
     def runs(self, row: str, rate: float | None) -> list[Run]:
         """The runs of a row that are scored on the test split."""
-        return [self._run(row, seed, rate) for seed in self.seeds]
+        return [self._run(row, seed, rate) for seed in self.seeds_of(row)]
+
+    def seeds_of(self, row: str) -> tuple[int, ...]:
+        """The seeds of a row."""
+        return tuple(self.rows[row].get('seeds', self.seeds))
 
     def rate_row(self, row: str) -> str | None:
         """The row whose search gives a row's rate; None where the row names a number or none."""
@@ -113,8 +118,16 @@ class Study:
 
     def _run(self, row: str, seed: int, rate: float | None) -> Run:
         said = self.rows[row]
-        options = {**self.options, **said.get('options', {})}
-        return Run(self.name, row, seed, rate, options=options, init_from=said.get('init_from'))
+        options = _seeded({**self.options, **said.get('options', {})}, seed)
+        init_from = _seeded(said.get('init_from'), seed)
+        return Run(self.name, row, seed, rate, options=options, init_from=init_from)
+
+
+def _seeded(node: Any, seed: int) -> Any:
+    """With a run's seed where ``{seed}`` stands."""
+    if isinstance(node, Mapping):
+        return {key: _seeded(value, seed) for key, value in node.items()}
+    return node.replace('{seed}', str(seed)) if isinstance(node, str) else node
 
 
 def load_study(path: str) -> Study:

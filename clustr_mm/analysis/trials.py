@@ -139,8 +139,14 @@ class Trials:
         folder.mkdir(parents=True, exist_ok=True)
         cfg.dump(str(file))
         mark.write_text(decides)
-        train_seconds = self._train(run, file, folder)
-        checkpoint = Path((folder / 'last_checkpoint').read_text().strip())
+        if cfg.train_cfg.get('max_epochs', cfg.train_cfg.get('max_iters')) == 0:
+            if not cfg.get('load_from'):
+                raise UserError(f'{run.name} trains for 0 epochs; give it weights as load_from')
+            seconds: float | None = 0.0
+            checkpoint = Path(cfg.load_from)
+        else:
+            seconds = self._train(run, file, folder)
+            checkpoint = Path((folder / 'last_checkpoint').read_text().strip())
         metrics = self._test(file, checkpoint, folder)
         if self.study.score not in metrics:
             raise UserError(
@@ -158,7 +164,7 @@ class Trials:
             metrics=metrics,
             parameters=parameters,
             gmac=gmac,
-            train_seconds=train_seconds,
+            train_seconds=seconds,
             image_seconds=image_seconds,
             decides=decides,
             config=self.study.config,

@@ -22,7 +22,7 @@ from clustr_mm.models import ClusterAttention, Clusters, SelfAttention
 from clustr_mm.models.cluster_attention import attend
 from clustr_mm.models.clustr import Block, Stage
 
-CLUSTERS, SIZED, MEAN = 'clusters', 'sized', 'mean'
+CLUSTERS, SIZED, MEAN, MEAN_BUT_LAST = 'clusters', 'sized', 'mean', 'mean_but_last'
 
 
 class SizedClusterAttention(ClusterAttention):
@@ -89,8 +89,9 @@ class ClusTRVariant(ClusTR):
     Args:
         args: As for ``ClusTR``.
         attention: ``'clusters'``, the paper's; ``'sized'``, with the logarithm of a cluster's size
-            in its logits; ``'mean'``, the mean of all tokens in every stage, dense ones too; or a
-            grouping: ``'balanced'``, ``'dense'``, ``'grid'``, ``'kmeans'``, ``'random'``.
+            in its logits; ``'mean'``, the mean of all tokens in every stage, dense ones too;
+            ``'mean_but_last'``, that in the place of cluster attention alone; or a grouping:
+            ``'balanced'``, ``'dense'``, ``'grid'``, ``'kmeans'``, ``'random'``.
         kwargs: As for ``ClusTR``.
 
     Raises:
@@ -98,7 +99,7 @@ class ClusTRVariant(ClusTR):
     """
 
     def __init__(self, *args: Any, attention: str = CLUSTERS, **kwargs: Any) -> None:
-        known = (CLUSTERS, SIZED, MEAN, *GROUPINGS)
+        known = (CLUSTERS, SIZED, MEAN, MEAN_BUT_LAST, *GROUPINGS)
         if attention not in known:
             raise ValueError(f'attention is {attention!r}; use one of {", ".join(known)}')
         super().__init__(*args, **kwargs)
@@ -110,7 +111,7 @@ class ClusTRVariant(ClusTR):
                     f'{windows}; leave one out'
                 )
             regroup(self, attention)
-        if attention in (SIZED, MEAN):
+        if attention in (SIZED, MEAN, MEAN_BUT_LAST):
             for stage in self.stages:
                 for block in cast('list[Block]', cast(Stage, stage).blocks):
                     block.attn = _replacement(block.attn, attention)
@@ -122,10 +123,11 @@ def _replacement(
 ) -> ClusterAttention | SelfAttention:
     """What takes an attention's place, with parameters of its own."""
     dim, bias = old.proj.in_features, old.q.bias is not None
-    if attention == MEAN:
-        return MeanAttention(dim, old.num_heads, bias)
-    if isinstance(old, SelfAttention):
+    if isinstance(old, SelfAttention) and attention != MEAN:
         return old
+    if attention != SIZED:
+        return MeanAttention(dim, old.num_heads, bias)
+    old = cast(ClusterAttention, old)
     return SizedClusterAttention(
         dim, old.num_heads, old.reduction, old.scales, old.k, bias, old.cluster_window,
         old.fine_scope, old.backend,

@@ -203,8 +203,9 @@ def _our_names(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tup
     if any(key.startswith('backbone.') for key in state_dict):  # a whole model of OpenMMLab
         parts = ('backbone.', 'head.fc.')
         left_out = [key for key in state_dict if not key.startswith(parts)]
+        # mmpretrain's TIMMBackbone holds timm's network as its timm_model.
         state_dict = {
-            key.removeprefix('backbone.'): value
+            key.removeprefix('backbone.').removeprefix('timm_model.'): value
             for key, value in state_dict.items()
             if key.startswith(parts)
         }

@@ -6,15 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from clustr_mm.analysis.parameters import build_model
 from clustr_mm.analysis.scores import best_rate, plot, summary, table, write_tables
 from clustr_mm.analysis.study import config_of, fingerprint, load_study
 from clustr_mm.analysis.trials import Record, Trials
 from clustr_mm.engine.config import load_config
 from clustr_mm.engine.errors import UserError
+from clustr_mm.models import ClusterAttention, Clusters
+from clustr_mm.weights.files import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted(ROOT.glob('tools/analysis/studies/[!_]*.py'))
+FROM_SCRATCH = [path for path in STUDIES if path.stem != 'warm_start']
 MAIN = runpy.run_path(str(ROOT / 'tools' / 'analysis' / 'compare.py'))['main']
 MINI = """
 config = '{root}/configs/mmpretrain/clustr_t_mini.py'
@@ -67,7 +72,7 @@ def record(study, row, seed, score, **other):
     return Record(**{**facts, **other})
 
 
-@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', FROM_SCRATCH, ids=lambda path: path.stem)
 def test_every_row_of_every_study_can_be_built_and_counted(path, monkeypatch):
     pytest.importorskip('mmdet')
     pytest.importorskip('mmseg')
@@ -129,6 +134,79 @@ def test_a_study_is_run_recorded_and_not_run_again(mini, tmp_path, capsys, monke
     file.write_text(json.dumps({**said.__dict__, 'decides': 'another'}))
     with pytest.raises(UserError, match='of another recipe.*remove it to run that anew'):
         MAIN(arguments)
+
+
+def test_weights_of_a_seed_are_tested_without_training(mini, tmp_path, capsys):
+    pytest.importorskip('mmpretrain')
+    make = runpy.run_path(str(ROOT / 'tools' / 'make_mini_data.py'))['main']
+    counts = ['--train', '10', '--val', '10', '--size', '32', '32']
+    make([str(tmp_path / 'data'), '--layout', 'imagenet', *counts])
+    options = "'load_from': '{folder}/start_{{seed}}.pth', 'train_cfg.max_epochs': 0"
+    row = f'dict(seeds=(4, 5), rate=0.0, options={{{options.format(folder=tmp_path)}}})'
+    mini.write_text(mini.read_text().replace('dict(rate=2e-3)', row))
+    study = load_study(str(mini))
+    runs = study.runs('clustr', 0.0)
+    assert [run.name for run in runs] == ['clustr_seed4', 'clustr_seed5']
+    trials = Trials(study, tmp_path / 'records', tmp_path / 'work', str(tmp_path / 'data'))
+    weights = build_model(config_of(study, runs[1])).state_dict()
+    for key in ('head.fc.weight', 'head.fc.bias'):
+        weights[key] = torch.zeros_like(weights[key])
+    weights['head.fc.bias'][1] = 1.0  # it says one class to all
+    torch.save({'state_dict': weights}, tmp_path / 'start_5.pth')
+    record = trials.do(runs[1])
+    assert record.train_seconds == 0 and record.score == pytest.approx(10)
+    with pytest.raises(UserError, match='start_4'):
+        trials.do(runs[0])
+    capsys.readouterr()
+    study = replace(study, rows={'clustr': dict(rate=0.0, options={'train_cfg.max_epochs': 0})})
+    with pytest.raises(UserError, match='trains for 0 epochs; give it weights as load_from'):
+        trials.do(study.runs('clustr', 0.0)[0])
+
+
+def test_weights_of_the_warm_start(tmp_path, capsys, monkeypatch):
+    """Each file is what its name says, and the model of its row takes it whole."""
+    pytest.importorskip('mmpretrain')
+    make = runpy.run_path(str(ROOT / 'tools' / 'make_mini_data.py'))['main']
+    make([str(tmp_path / 'data'), '--layout', 'imagenet', '--train', '80', '--val', '10'])
+    tool = runpy.run_path(str(ROOT / 'tools' / 'analysis' / 'warm_start.py'))
+    monkeypatch.setitem(tool['main'].__globals__['NUMBERS'], 'sigma32', 8)
+    monkeypatch.setitem(tool['main'].__globals__['NUMBERS'], 'full256', 12)
+    monkeypatch.chdir(ROOT)
+    study = load_study('tools/analysis/studies/warm_start.py')
+    torch.manual_seed(0)
+    cfg = config_of(study, study.runs('teacher', 1e-3)[0])
+    torch.save({'state_dict': build_model(cfg).state_dict()}, tmp_path / 'teacher.pth')
+    arguments = [str(tmp_path / 'teacher.pth'), str(tmp_path / 'data' / 'train')]
+    out = tmp_path / 'out'
+    tool['main']([*arguments, '--out', str(out), '--seeds', '4', '5', '--leave-out', '2'])
+    assert 'seed 5: none, sigma32, full256, random_kv, mean in' in capsys.readouterr().out
+    made = {
+        path.stem: read_checkpoint(str(path))['state_dict'] for path in out.glob('*.safetensors')
+    }
+    value = 'backbone.stages.1.blocks.0.attn.kvs.1.weight'
+    assert torch.equal(made['none_4'][value], made['none_5'][value])
+    for name in ('sigma32', 'full256', 'random_kv'):
+        assert not torch.equal(made[f'{name}_4'][value], made[f'{name}_5'][value])
+    for name in ('none', 'random_kv', 'mean'):
+        model = build_model(config_of(study, study.runs(f'{name}_0', 0.0)[0]))
+        model.load_state_dict(made[f'{name}_4'], strict=True)
+    # The mean is what cluster attention gives with uniform weights and every token for itself.
+    block = model.backbone.stages[0].blocks[0]
+    whole = ClusterAttention(32, 1, reduction=8)
+    start = 'backbone.stages.0.blocks.0.attn.'
+    own = {k.removeprefix(start): v for k, v in made['full256_4'].items() if k.startswith(start)}
+    whole.load_state_dict({k: v * 0 if k.startswith('q.') else v for k, v in own.items()})
+    x = torch.randn(2, 48, 32)
+    single = Clusters((None, None), (48, 48))
+    torch.testing.assert_close(block.attn(x), whole(x, clusters=single), rtol=0, atol=1e-5)
+    # The pictures at each class's end are not looked at.
+    last = sorted((tmp_path / 'data' / 'train').glob('*'))[0]
+    for path in sorted(last.iterdir())[-2:]:
+        path.write_bytes(b'no picture')
+    tool['main']([*arguments, '--out', str(out), '--seeds', '4', '--leave-out', '2'])
+    monkeypatch.setitem(tool['main'].__globals__['NUMBERS'], 'sigma32', 61)
+    with pytest.raises(UserError, match='has 60 pictures in folders of classes, not 61'):
+        tool['main']([*arguments, '--out', str(out), '--seeds', '4', '--leave-out', '2'])
 
 
 def test_a_run_that_fails_says_where_its_log_is(mini, tmp_path):

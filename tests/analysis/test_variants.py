@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clustr_mm.models import ClusterAttention, Clusters
+from clustr_mm.models import ClusterAttention, Clusters, SelfAttention
 
 pytest.importorskip('mmengine')
 from clustr_mm.analysis.variants import (
@@ -48,8 +48,15 @@ def test_mean_attention_is_uniform():
     torch.testing.assert_close(out[:, 0], attention.proj(attention.kv(x).mean(1)))
 
 
+def test_mean_but_last_leaves_the_dense_stage():
+    model = ClusTRVariant(arch=ARCH, attention='mean_but_last', out_indices=(1,))
+    assert isinstance(model.stages[0].blocks[1].attn, MeanAttention)
+    assert type(model.stages[1].blocks[0].attn) is SelfAttention
+
+
 @pytest.mark.parametrize(
-    'attention', ['clusters', 'sized', 'mean', 'balanced', 'dense', 'grid', 'kmeans', 'random']
+    'attention',
+    ['clusters', 'sized', 'mean', 'mean_but_last', 'balanced', 'dense', 'grid', 'kmeans', 'random'],
 )
 def test_every_variant_learns(attention):
     torch.manual_seed(0)

@@ -1,0 +1,48 @@
+# What ClusTR keeps of a PVTv2-B0 that it is converted from: by these commands, one after another:
+#   python tools/analysis/compare.py tools/analysis/studies/warm_start.py --rows teacher scratch
+#   python tools/analysis/warm_start.py work_dirs/compare/warm_start/teacher_seed0/epoch_20.pth \
+#       data/tiny_imagenet20/train
+#   python tools/analysis/compare.py tools/analysis/studies/warm_start.py
+# with --data-root where the data lie elsewhere. Its val folder is the test; rates are chosen on 50
+# pictures a class held out of train. NAME_0 is without training, NAME_1 after one epoch, NAME_5
+# after five.
+config = 'tools/analysis/studies/_warm_start_recipe.py'
+score = 'accuracy/top1'
+shape = (96, 96)
+seeds = (0, 1, 2)
+rates = (1e-4, 3e-4, 1e-3)
+rate_search = {}
+_mean = {
+    'model.backbone.type': 'clustr_mm.analysis.variants.ClusTRVariant',
+    'model.backbone.attention': 'mean_but_last',
+}
+_epochs = {
+    number: {'train_cfg.max_epochs': number, 'param_scheduler.0.end': 50} for number in (0, 1, 5)
+}
+rows = dict(
+    teacher=dict(
+        seeds=(0,),
+        rate=1e-3,
+        options={
+            'train_cfg.max_epochs': 20,
+            'model.backbone': dict(
+                _delete_=True, type='TIMMBackbone', model_name='pvt_v2_b0', drop_path_rate=0.05
+            ),
+        },
+    ),
+    scratch=dict(seeds=(0,), rate=1e-3, options={'train_cfg.max_epochs': 20}),
+    scratch_1=dict(rate=1e-3, options=_epochs[1]),
+    scratch_5=dict(rate=1e-3, options=_epochs[5]),
+)
+for _name in ('none', 'sigma32', 'full256', 'random_kv', 'mean'):
+    _start = {
+        'load_from': f'work_dirs/warm_start/{_name}_{{seed}}.safetensors',
+        **(_mean if _name == 'mean' else {}),
+    }
+    # Conversions are alike: one rate for the three.
+    _of = _name if _name in ('random_kv', 'mean') else 'full256'
+    rows[f'{_name}_0'] = dict(rate=0.0, options={**_start, **_epochs[0]})
+    rows[f'{_name}_1'] = dict(options={**_start, **_epochs[1]})
+    rows[f'{_name}_5'] = dict(rate=f'{_of}_1', options={**_start, **_epochs[5]})
+    if _of != _name:
+        rows[f'{_name}_1']['rate'] = f'{_of}_1'
