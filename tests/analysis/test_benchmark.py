@@ -88,6 +88,21 @@ def test_clustering_takes_linear_memory(run, most):
     assert float(rows[-1]['peak_mib']) < (60 if compiled else 380)
 
 
+def test_clustering_of_a_photograph_is_drawn_beside_other_runs(run, tmp_path):
+    photograph, picture = tmp_path / 'photograph.png', tmp_path / 'growth.png'
+    Image.linear_gradient('L').save(photograph)
+    common = ['clustering', '--tokens', 60, 120, '--backends', 'tiled', '--channels', 16]
+    _, name, rows = run(*common)
+    assert {row['content'] for row in rows} == {'noise'}
+    (tmp_path / name).rename(tmp_path / 'noise_run.csv')
+    more = ['--images', photograph, '--plot', picture, '--beside', tmp_path / 'noise_run.csv']
+    _, _, rows = run(*common, *more)
+    assert {row['content'] for row in rows} == {'photographs'}
+    assert picture.stat().st_size > 5000
+    with pytest.raises(SystemExit, match='--beside: .*none.csv'):
+        run(*common, '--plot', picture, '--beside', tmp_path / 'none.csv')
+
+
 def test_backends_that_cannot_run_are_left_out_with_the_reason(run):
     out, name, rows = run('clustering', '--tokens', 100, 5000, '--channels', 16, '--batch', 2)
     assert name.startswith('clustering_fp32')

@@ -4,6 +4,7 @@
         [--device cuda] [--amp fp16] [--compile] [--images PHOTOGRAPHS]
         [--models clustr_s clustr_s+recluster_every=0 pvtv2_b2]
     python tools/analysis/benchmark.py clustering [--tokens 1000 4000 16000] [--backends native]
+        [--images PHOTOGRAPH] [--plot PNG --beside CSV]
 
 Both print a table and write it as a CSV file, named by what was measured, precision, torch and
 device, into --out; the command is in every line. They need torch alone, and mmdet and mmpretrain,
@@ -14,12 +15,16 @@ threads; the ratio is the median over rounds of the round's own ratio to the las
 drifting or shared machine does not favour a model. On a CPU malloc keeps freed memory, for all
 models alike. It ends with a Markdown table of processor time (on a GPU: of time by the clock). A
 training step is forward, backward and AdamW.
-clustering: dpc_knn over numbers of tokens, and the exponents by which time and memory grow.
+clustering: dpc_knn over numbers of tokens, and the exponents by which time and memory grow. The
+tokens are random, of which no distance can be left out, or those that the first layer of an
+untrained ClusTR makes of a photograph. --plot draws time and memory, dashed beside them those of
+CSV files from other runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 import os
 import statistics
@@ -28,6 +33,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -45,6 +51,7 @@ from clustr_mm.analysis.speed import (
     peak_memory,
     time_call,
 )
+from clustr_mm.models.clustr import PatchEmbed
 from clustr_mm.ops.clustering import BACKENDS, can_run_native, dpc_knn
 from clustr_mm.ops.clustering.triton import can_run_triton
 from clustr_mm.ops.memory import keep_memory
@@ -83,6 +90,10 @@ def make_parser() -> Parser:
     shared.add_argument(
         '--out', default='work_dirs/benchmark', metavar='FOLDER', help='work_dirs/benchmark'
     )
+    shared.add_argument(
+        '--images', nargs='+', default=[], metavar='FILE',
+        help='photographs, resized (needs Pillow); without it noise, which takes longer to cluster',
+    )  # fmt: skip
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
 
@@ -97,10 +108,6 @@ def make_parser() -> Parser:
     speed.add_argument(
         '--shape', nargs='+', type=shape_of, default=[(224, 224), (512, 512)], metavar='SIDE|HxW'
     )
-    speed.add_argument(
-        '--images', nargs='+', default=[], metavar='FILE',
-        help='photographs, resized (needs Pillow); without it noise, which takes longer to cluster',
-    )  # fmt: skip
     speed.add_argument('--batch', nargs='+', type=count_of, default=[4])
     speed.add_argument('--rounds', type=count_of, default=7)
     speed.add_argument('--train', action='store_true', help='a training step, not inference')
@@ -115,6 +122,8 @@ def make_parser() -> Parser:
     clustering.add_argument('--channels', type=count_of, default=64)
     clustering.add_argument('--batch', type=count_of, default=1)
     clustering.add_argument('--backends', nargs='+', choices=BACKENDS, metavar='NAME')
+    clustering.add_argument('--plot', metavar='PNG', help='needs matplotlib')
+    clustering.add_argument('--beside', nargs='+', default=[], metavar='CSV', help='other runs')
     return parser
 
 
@@ -132,6 +141,18 @@ def make_images(files: Sequence[str], batch: int, shape: tuple[int, int]) -> tor
     all_ = torch.stack([each.view(*shape, 3).permute(2, 0, 1) for each in pixels]).float()
     all_ = (all_ - 118) / 58  # about ImageNet's mean and standard deviation
     return all_.repeat(-(-batch // len(all_)), 1, 1, 1)[:batch].contiguous()
+
+
+def make_tokens(options: argparse.Namespace, count: int) -> torch.Tensor:
+    """Tokens (B, count, C) of photographs by an untrained first layer, or random ones."""
+    if not options.images:
+        return torch.randn(options.batch, count, options.channels)
+    height = next(side for side in range(math.isqrt(count), 0, -1) if count % side == 0)
+    torch.manual_seed(0)
+    stem = PatchEmbed(3, options.channels, patch=7, stride=4)
+    images = make_images(options.images, options.batch, (4 * height, 4 * count // height))
+    with torch.no_grad():
+        return stem(images)[0]
 
 
 def speed(options: argparse.Namespace) -> None:
@@ -206,7 +227,7 @@ def clustering(options: argparse.Namespace) -> None:
     for backend in options.backends or BACKENDS:
         points = []
         for tokens in sorted(options.tokens):
-            x = torch.randn(options.batch, tokens, options.channels, device=device)
+            x = make_tokens(options, tokens).to(device)
             reason = _WHY_NOT[backend](x) if backend in _WHY_NOT else None
             if reason is not None and options.backends:
                 make_parser().error(f'--backends {backend}: {reason}')
@@ -227,7 +248,8 @@ def clustering(options: argparse.Namespace) -> None:
             rows.append(
                 dict(
                     backend=backend, tokens=tokens, channels=options.channels, batch=options.batch,
-                    seconds=wall, cpu_seconds=processor, peak_mib=peak, **facts,
+                    content='photographs' if options.images else 'noise', seconds=wall,
+                    cpu_seconds=processor, peak_mib=peak, **facts,
                 )
             )  # fmt: skip
             print(
@@ -240,7 +262,38 @@ def clustering(options: argparse.Namespace) -> None:
             n, seconds, peaks = zip(*points, strict=True)
             memory = exponent(n, peaks) if all(peaks) else '-'
             print(f'{backend}: time ~ N^{exponent(n, seconds)}, memory ~ N^{memory}')
+    if options.plot:
+        plot(options, rows)
     print(f'table: {path}')
+
+
+def plot(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
+    """Draws time and memory over the tokens, and dashed those of other runs' tables."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    runs: list[tuple[str, Sequence[dict[str, Any]]]] = [('', rows)]
+    for file in options.beside:
+        try:
+            with open(file, newline='') as table:
+                runs.append((f'{Path(file).stem}: ', [*csv.DictReader(table)]))
+        except OSError as error:
+            make_parser().error(f'--beside: {error}')
+    figure = Figure(figsize=(8, 3.4), dpi=110, layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2)
+    for name, each in runs:
+        for backend in dict.fromkeys(row['backend'] for row in each):
+            own = [row for row in each if row['backend'] == backend]
+            n = [int(row['tokens']) for row in own]
+            style = dict(label=f'{name}{backend}', marker='.', linestyle='--' if name else '-')
+            axes[0].loglog(n, [1e3 * float(row['cpu_seconds']) for row in own], **style)
+            axes[1].loglog(n, [float(row['peak_mib'] or 'nan') for row in own], **style)
+    for one, what in zip(axes, ('processor ms', 'MiB above the input'), strict=True):
+        one.set(xlabel='tokens', ylabel=what)
+        one.grid(alpha=0.3)
+    axes[0].legend(fontsize=7)
+    figure.savefig(options.plot)
 
 
 def exponent(n: Sequence[int], values: Sequence[float]) -> str:
