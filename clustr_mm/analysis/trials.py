@@ -170,7 +170,7 @@ class Trials:
             config=self.study.config,
             options=dict(run.options),
             init_from=run.init_from,
-            measured=_measured(cfg),
+            measured=_measured(cfg, run),
         )
         path = self.record_file(run)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -248,9 +248,11 @@ def _run_tool(words: list[str], log: Path) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _measured(cfg: Config) -> dict[str, Any]:
+def _measured(cfg: Config, run: Run) -> dict[str, Any]:
     facts: dict[str, Any] = dict(date=date.today().isoformat())
     facts |= {**circumstances(torch.device('cpu')), 'threads': 1}
+    # Without this machine's folders.
+    facts['command'] = f'python tools/analysis/compare.py {run.study}.py --rows {run.row}'
     for name in (*_LIBRARIES, library_of(cfg), f'onedl-{library_of(cfg)}'):
         try:
             facts[name] = version(name)

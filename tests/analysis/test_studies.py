@@ -174,7 +174,7 @@ def test_weights_of_the_warm_start(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     study = load_study('tools/analysis/studies/warm_start.py')
     torch.manual_seed(0)
-    cfg = config_of(study, study.runs('teacher', 1e-3)[0])
+    cfg = config_of(study, study.runs('teacher', 0.0)[0])
     torch.save({'state_dict': build_model(cfg).state_dict()}, tmp_path / 'teacher.pth')
     arguments = [str(tmp_path / 'teacher.pth'), str(tmp_path / 'data' / 'train')]
     out = tmp_path / 'out'

@@ -55,6 +55,11 @@ def rows_of(study: Study, asked: Sequence[str] | None) -> list[str]:
     return list(asked or study.rows)
 
 
+def seconds_of(record: Record) -> str:
+    """Of the training; of one that was interrupted it is not known."""
+    return '?' if record.train_seconds is None else f'{record.train_seconds:.0f}'
+
+
 def do_all(trials: Trials, runs: Sequence[Run], jobs: int, table_only: bool) -> list[Record]:
     """Does the runs that have no record; the records of all that have one now."""
     found = {run: trials.record_of(run) for run in runs}
@@ -71,7 +76,7 @@ def do_all(trials: Trials, runs: Sequence[Run], jobs: int, table_only: bool) -> 
                     print(
                         f'{number} of {len(left)}: {run.name}: {trials.study.score} '
                         f'{record.score * trials.study.factor:.2f} on {record.split}, '
-                        f'{record.train_seconds or float("nan"):.0f} CPU s; '
+                        f'{seconds_of(record)} CPU s; '
                         f'left: {timedelta(seconds=round(eta))}',
                         file=sys.stderr,
                         flush=True,

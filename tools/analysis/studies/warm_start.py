@@ -1,11 +1,12 @@
-# What ClusTR keeps of a PVTv2-B0 that it is converted from: by these commands, one after another:
-#   python tools/analysis/compare.py tools/analysis/studies/warm_start.py --rows teacher scratch
-#   python tools/analysis/warm_start.py work_dirs/compare/warm_start/teacher_seed0/epoch_20.pth \
+# What ClusTR keeps of a PVTv2-B0 that it is converted from. By these commands, one after another:
+#   python tools/train.py tools/analysis/studies/_warm_start_teacher.py \
+#       --work-dir work_dirs/warm_start/teacher
+#   python tools/analysis/warm_start.py work_dirs/warm_start/teacher/epoch_30.pth \
 #       data/tiny_imagenet20/train
 #   python tools/analysis/compare.py tools/analysis/studies/warm_start.py
-# with --data-root where the data lie elsewhere. Its val folder is the test; rates are chosen on 50
-# pictures a class held out of train. NAME_0 is without training, NAME_1 after one epoch, NAME_5
-# after five.
+# the first and the last with --data-root where the data lie elsewhere. Its val folder is the test;
+# rates are chosen on 50 pictures a class held out of train. NAME_0 is without training, NAME_1
+# after one epoch, NAME_5 after five.
 config = 'tools/analysis/studies/_warm_start_recipe.py'
 score = 'accuracy/top1'
 shape = (96, 96)
@@ -22,17 +23,18 @@ _epochs = {
 rows = dict(
     teacher=dict(
         seeds=(0,),
-        rate=1e-3,
+        rate=0.0,
         options={
-            'train_cfg.max_epochs': 20,
+            'load_from': 'work_dirs/warm_start/teacher/epoch_30.pth',
             'model.backbone': dict(
                 _delete_=True, type='TIMMBackbone', model_name='pvt_v2_b0', drop_path_rate=0.05
             ),
+            **_epochs[0],
         },
     ),
-    scratch=dict(seeds=(0,), rate=1e-3, options={'train_cfg.max_epochs': 20}),
     scratch_1=dict(rate=1e-3, options=_epochs[1]),
     scratch_5=dict(rate=1e-3, options=_epochs[5]),
+    scratch_30=dict(seeds=(0,), rate=1e-3),
 )
 for _name in ('none', 'sigma32', 'full256', 'random_kv', 'mean'):
     _start = {
