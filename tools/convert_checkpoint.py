@@ -5,8 +5,9 @@
 
 The first takes the published network's key names; values and dtypes are kept. The second makes a
 ClusTR from PVTv2's weights (pvt_v2_b0 to b4, of the original, timm, mmdet or transformers) and says
-how many parameters are exact, approximated and new; 32 photographs from --images make it better,
-and --calibrate full with 256 fits keys and values to the teacher's.
+how many parameters are exact, approximated and new. What is approximated is measured on 32
+photographs from --images, or on drawn scenes without; --calibrate full with 256 also fits keys and
+values to the teacher's.
 
 SRC is a file or an http(s) address. DST gets {'state_dict': {'backbone.*', 'head.fc.*'}}, or is a
 safetensors file where its name ends so; from PVTv2 its metadata name source, SHA-256, licence and
@@ -80,19 +81,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _from_pvt_v2(args: argparse.Namespace, arch: str | dict | None) -> str:
     """Converts, writes, and says what was made."""
     from clustr_mm.weights.files import file_hash
-    from clustr_mm.weights.photographs import read_photographs
+    from clustr_mm.weights.photographs import draw_scenes, read_photographs
     from clustr_mm.weights.pvt_v2 import LICENCE, from_pvt_v2
 
-    if (args.calibrate or args.num_images or args.image_size) and not args.images:
-        raise UserError(
-            '--calibrate, --num-images and --image-size need photographs; add --images DIR'
-        )
+    if (args.calibrate or args.num_images) and not args.images:
+        raise UserError('--calibrate and --num-images need photographs; add --images DIR')
     content = read_checkpoint(args.src, trust=args.trust_checkpoint)
     state_dict = state_dict_of(content, args.src)
-    images = []
+    size = args.image_size or 224
     if args.images:
-        images = read_photographs(args.images, args.num_images or 32, args.image_size or 224)
-    made = from_pvt_v2(state_dict, arch, images, args.calibrate or 'sigma')
+        images, are = read_photographs(args.images, args.num_images or 32, size), 'photographs'
+    else:
+        images, are = draw_scenes(size=size), 'drawn scenes, for want of photographs'
+    made = from_pvt_v2(state_dict, arch, images, args.calibrate or 'sigma', are)
     metadata = dict(
         source=args.src, source_sha256=file_hash(args.src), licence=LICENCE, how=made.how
     )

@@ -1,4 +1,4 @@
-"""Photographs to calibrate with: read from a folder, and told from noise."""
+"""Photographs to calibrate with: read from a folder, and told from noise; or drawn scenes."""
 
 from __future__ import annotations
 
@@ -58,11 +58,33 @@ def read_photographs(folder: str, count: int = 32, size: int = 224) -> list[Tens
         width, height = (max(size, round(side * scale)) for side in image.size)
         left, top = (width - size) // 2, (height - size) // 2
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-        pixels = _pixels(image.crop((left, top, left + size, top + size))).float()
-        mean, std = (torch.tensor(each)[:, None, None] for each in (_MEAN, _STD))
-        found.append(((pixels - mean) / std)[None])
+        found.append(_normalised(_pixels(image.crop((left, top, left + size, top + size)))))
     check_judged(judged, folder)
     return found
+
+
+def draw_scenes(count: int = 32, size: int = 224, seed: int = 0) -> list[Tensor]:
+    """Draws scenes of the mini data, for whom there are no photographs.
+
+    Args:
+        count: How many.
+        size: Side of each in pixels.
+        seed: Other scenes for another.
+
+    Returns:
+        Each (1, 3, size, size) float32, normalised as photographs are.
+
+    Raises:
+        ValueError: If OpenCV is missing.
+    """
+    try:
+        from clustr_mm.datasets.mini.scenes import make_scene
+    except ImportError as error:
+        raise ValueError(
+            f'drawing scenes in place of photographs needs OpenCV ({error}); give photographs'
+        ) from error
+    drawn = [make_scene(seed, 'train', number, (size, size)).image for number in range(count)]
+    return [_normalised(_pixels(image)) for image in drawn]
 
 
 def judge(image: Tensor) -> tuple[bool, bytes]:
@@ -113,7 +135,13 @@ def check_judged(judged: Iterable[tuple[bool, bytes]], source: str) -> None:
 
 
 def _pixels(image: object) -> Tensor:
-    """A picture of Pillow's as (3, height, width) uint8."""
+    """A picture of Pillow's or numpy's as (3, height, width) uint8."""
     import numpy as np
 
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _normalised(pixels: Tensor) -> Tensor:
+    """Pixels (3, height, width) as the network sees them, (1, 3, height, width)."""
+    mean, std = (torch.tensor(each)[:, None, None] for each in (_MEAN, _STD))
+    return ((pixels.float() - mean) / std)[None]

@@ -179,13 +179,13 @@ def test_weights_of_the_warm_start(tmp_path, capsys, monkeypatch):
     arguments = [str(tmp_path / 'teacher.pth'), str(tmp_path / 'data' / 'train')]
     out = tmp_path / 'out'
     tool['main']([*arguments, '--out', str(out), '--seeds', '4', '5', '--leave-out', '2'])
-    assert 'seed 5: none, sigma32, full256, random_kv, mean in' in capsys.readouterr().out
+    assert 'seed 5: none, sigma32, full256, drawn, random_kv, mean in' in capsys.readouterr().out
     made = {
         path.stem: read_checkpoint(str(path))['state_dict'] for path in out.glob('*.safetensors')
     }
     value = 'backbone.stages.1.blocks.0.attn.kvs.1.weight'
     assert torch.equal(made['none_4'][value], made['none_5'][value])
-    for name in ('sigma32', 'full256', 'random_kv'):
+    for name in ('drawn', 'sigma32', 'full256', 'random_kv'):
         assert not torch.equal(made[f'{name}_4'][value], made[f'{name}_5'][value])
     for name in ('none', 'random_kv', 'mean'):
         model = build_model(config_of(study, study.runs(f'{name}_0', 0.0)[0]))

@@ -1,7 +1,6 @@
 """A ClusTR that learns from its PVTv2 teacher, on a CPU, with labels and without."""
 
 import re
-import runpy
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 from pvt import HALF, of_mmdet, original, scenes
 
-from clustr_mm.datasets.mini import MiniData
-from clustr_mm.datasets.mini import build as build_mini
 from clustr_mm.datasets.mini.scenes import make_scene
-from clustr_mm.engine.cli import test as run_test
 from clustr_mm.engine.cli import train
 from clustr_mm.weights import from_pvt_v2
 from clustr_mm.weights.files import CheckpointError, save_checkpoint
@@ -130,26 +126,3 @@ def test_a_teacher_that_does_not_fit_says_why(teacher, tmp_path):
         build(settings(teacher, backbone=dict(out_indices=(3,)))).init_weights()
     with pytest.raises(CheckpointError, match='does not exist'):
         build(settings(teacher, teacher=str(tmp_path / 'none.pth'))).init_weights()
-
-
-def test_the_small_trial_of_the_docs(tmp_path, monkeypatch):
-    """A teacher of mmdet's in mmpretrain, converted, tested and trained on, as the docs have it."""
-    text = (ROOT / 'docs' / 'pretrained.md').read_text()
-    _, first, second = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    build_mini(tmp_path / 'data', MiniData('imagenet', 40, 10, (64, 64), 0))
-    (tmp_path / 'teacher.py').write_text(first.replace("'../mmpretrain/", f"'{LEAF.parent}/"))
-    (tmp_path / 'student.py').write_text(second)
-    common = ['--data-root', 'data', '--device', 'cpu', '--cfg-options']
-    common += [f'{split}_dataloader.num_workers=0' for split in ('train', 'val', 'test')]
-    common += [f'{split}_dataloader.persistent_workers=False' for split in ('train', 'val', 'test')]
-    common += ['train_cfg.max_epochs=1', 'train_dataloader.batch_size=20']
-    common += ['model.head.num_classes=10', 'data_preprocessor.num_classes=10']
-    train(['teacher.py', *common])
-    convert = runpy.run_path(str(ROOT / 'tools' / 'convert_checkpoint.py'))['main']
-    options = '--from pvt_v2 --images data/train --num-images 32 --image-size 96'
-    convert(['work_dirs/teacher/epoch_1.pth', 'student.safetensors', *options.split()])
-    metrics = run_test(['student.py', 'student.safetensors', *common])
-    assert 0 <= metrics['accuracy/top1'] <= 100
-    runner = train(['student.py', *common, 'load_from=student.safetensors'])
-    assert type(runner.model.backbone).__name__ == 'ClusTR' and runner.iter == 2

@@ -348,7 +348,9 @@ def test_a_damaged_or_wrong_file_is_one_line(b0, tmp_path, server, capsys):
     assert not target.exists()
     (served / 'short.pth').write_bytes(whole)  # what was cut short is not kept
     assert convert(f'{server}/short.pth', target) == 0
-    assert read_checkpoint(target)['meta']['how'].endswith('sigma from the norms')
+    assert read_checkpoint(target)['meta']['how'].endswith(
+        'sigma from 32 drawn scenes, for want of photographs'
+    )
 
 
 def test_folders_and_options_that_cannot_be_are_one_line(b0, tmp_path, photographs, capsys):

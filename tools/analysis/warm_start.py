@@ -5,7 +5,8 @@
 TEACHER is a checkpoint with PVTv2's names, IMAGES a folder of folders of photographs, of which each
 seed draws its own. The folder --out gets of each seed, as NAME_SEED.safetensors:
 
-  none        converted without photographs
+  none        converted without any pictures
+  drawn       with the divisors of 32 drawn scenes
   sigma32     with the divisors of 32
   full256     with keys and values by least squares, on 256
   random_kv   with keys and values at random
@@ -29,7 +30,7 @@ from clustr_mm.engine.errors import UserError, run_tool
 from clustr_mm.engine.options import Parser
 from clustr_mm.models import ClusTR
 from clustr_mm.weights.files import read_checkpoint, save_checkpoint, state_dict_of
-from clustr_mm.weights.photographs import read_photographs
+from clustr_mm.weights.photographs import draw_scenes, read_photographs
 from clustr_mm.weights.pvt_v2 import from_pvt_v2
 
 NUMBERS = dict(none=0, sigma32=32, full256=256)  # of photographs
@@ -99,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             way = 'full' if name == 'full256' else 'sigma'
             result = from_pvt_v2(teacher, images=images, calibration=way)
             made[name] = result.state_dict
+        scenes = draw_scenes(size=args.image_size, seed=seed)
+        made['drawn'] = from_pvt_v2(teacher, images=scenes).state_dict
         made['random_kv'] = with_random_kv(made['none'], str(result.arch), seed)
         made['mean'] = with_mean(made['full256'])
         for name, weights in made.items():

@@ -36,7 +36,7 @@ rows = dict(
     scratch_5=dict(rate=1e-3, options=_epochs[5]),
     scratch_30=dict(seeds=(0,), rate=1e-3),
 )
-for _name in ('none', 'sigma32', 'full256', 'random_kv', 'mean'):
+for _name in ('none', 'drawn', 'sigma32', 'full256', 'random_kv', 'mean'):
     _start = {
         'load_from': f'work_dirs/warm_start/{_name}_{{seed}}.safetensors',
         **(_mean if _name == 'mean' else {}),
