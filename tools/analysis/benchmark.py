@@ -286,7 +286,8 @@ def plot(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
         for backend in dict.fromkeys(row['backend'] for row in each):
             own = [row for row in each if row['backend'] == backend]
             n = [int(row['tokens']) for row in own]
-            style = dict(label=f'{name}{backend}', marker='.', linestyle='--' if name else '-')
+            label = f'{name}{backend}, {own[0].get("content") or "noise"}'
+            style = dict(label=label, marker='.', linestyle='--' if name else '-')
             axes[0].loglog(n, [1e3 * float(row['cpu_seconds']) for row in own], **style)
             axes[1].loglog(n, [float(row['peak_mib'] or 'nan') for row in own], **style)
     for one, what in zip(axes, ('processor ms', 'MiB above the input'), strict=True):
