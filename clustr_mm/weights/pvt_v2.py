@@ -111,7 +111,7 @@ def from_pvt_v2(
 
     Raises:
         CheckpointError: If the weights are not those of a PVTv2 that fits, and why.
-        ValueError: If too few of the images are photographs.
+        ValueError: If too few of the images are photographs, or their channels are others.
     """
     pictures = [image for batch in images for image in batch]
     if pictures:
@@ -129,6 +129,12 @@ def from_pvt_v2(
 
     teacher = _window_network(target, weights)
     stem = weights['stages.0.patch_embed.proj.weight']
+    for picture in pictures:
+        if len(picture) != stem.shape[1]:
+            raise ValueError(
+                f'images of {len(picture)} channels, and the source takes {stem.shape[1]}; give '
+                'from_pvt_v2 such images, or none'
+            )
     student = ClusTR(target, stem.shape[1], drop_path_rate=0).to(stem.dtype).eval()
     own = student.state_dict()
     student.load_state_dict(

@@ -204,6 +204,8 @@ def test_weights_of_the_warm_start(tmp_path, capsys, monkeypatch):
     for path in sorted(last.iterdir())[-2:]:
         path.write_bytes(b'no picture')
     tool['main']([*arguments, '--out', str(out), '--seeds', '4', '--leave-out', '2'])
+    with pytest.raises(UserError, match='folder nowhere does not exist; give one of'):
+        tool['main']([arguments[0], 'nowhere', '--out', str(out)])
     monkeypatch.setitem(tool['main'].__globals__['NUMBERS'], 'sigma32', 61)
     with pytest.raises(UserError, match='has 60 pictures in folders of classes, not 61'):
         tool['main']([*arguments, '--out', str(out), '--seeds', '4', '--leave-out', '2'])

@@ -363,6 +363,12 @@ def test_folders_and_options_that_cannot_be_are_one_line(b0, tmp_path, photograp
         assert error.startswith('error: ') and error.count('\n') == 1
         return error
 
+    stem = 'patch_embed1.proj.weight'
+    four = {**b0, stem: torch.cat([b0[stem], b0[stem][:, :1]], 1)}
+    assert from_pvt_v2(four).arch == 'pvt_v2_b0'
+    torch.save(four, source)
+    assert 'images of 3 channels, and the source takes 4; give' in fails('--image-size', 32)
+    torch.save(b0, source)
     noise = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
     (tmp_path / 'noise').mkdir()
     for i, image in enumerate(noise):

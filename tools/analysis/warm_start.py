@@ -38,6 +38,8 @@ NUMBERS = dict(none=0, sigma32=32, full256=256)  # of photographs
 
 def draw(args: argparse.Namespace, count: int, seed: int) -> list[Tensor]:
     """Reads photographs drawn by a seed, none of those that are left out."""
+    if not Path(args.images).is_dir():
+        raise UserError(f'folder {args.images} does not exist; give one of folders of photographs')
     files = []
     for each in sorted(path for path in Path(args.images).iterdir() if path.is_dir()):
         own = sorted(path.resolve() for path in each.rglob('*') if path.is_file())
@@ -69,9 +71,7 @@ def with_mean(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, value in weights.items():
         attention, _, part = key.partition('.attn.')
         attention += '.attn'
-        if attention not in clustered:
-            made[key] = value
-        elif part.startswith('proj.'):
+        if attention not in clustered or part.startswith('proj.'):
             made[key] = value
         elif part.startswith('kvs.0.'):
             name = part.removeprefix('kvs.0.')
