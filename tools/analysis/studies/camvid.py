@@ -6,7 +6,7 @@ score = 'mIoU'
 shape = (180, 240)
 seeds = (0, 1, 2)
 rates = (1e-3, 2e-3, 4e-3)
-rate_search = {'train_cfg.max_iters': 300}
+rate_search = {'train_cfg.max_iters': 400}
 rows = dict(
     clustr=dict(),
     pvtv2_b0=dict(options={'model.backbone': _base_.pvtv2_b0}),

@@ -1,0 +1,28 @@
+# Backbones for the rows NAME_pretrained of camvid.py, lsp.py and nuclei.py: ten epochs of twenty
+# classes of Tiny ImageNet, one budget, rate and seed for all.
+_base_ = './_backbones.py'
+config = 'configs/mmpretrain/clustr_pvtb0_tiny_imagenet20.py'
+score = 'accuracy/top1'
+shape = (96, 96)
+seeds = (0,)
+options = {
+    'train_cfg.max_epochs': 10,
+    'train_dataloader.batch_size': 32,
+    'model.backbone.drop_path_rate': 0.0,
+}
+rows = dict(
+    clustr=dict(),
+    pvtv2_b0=dict(
+        options={
+            'model.backbone': dict(_base_.pvtv2_b0, out_indices=(3,)),
+            # mmdet's networks return a list, which mmpretrain's own pooling does not take.
+            'model.neck.type': 'mmpose.GlobalAveragePooling',
+        }
+    ),
+    resnet18=dict(
+        options={
+            'model.backbone': dict(_base_.resnet18, out_indices=(3,)),
+            'model.head.in_channels': 512,
+        }
+    ),
+)
