@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from clustr_mm.analysis.parameters import build_model
 from clustr_mm.analysis.scores import best_rate, plot, summary, table, write_tables
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted(ROOT.glob('tools/analysis/studies/[!_]*.py'))
 FROM_SCRATCH = [path for path in STUDIES if path.stem != 'warm_start']
 MAIN = runpy.run_path(str(ROOT / 'tools' / 'analysis' / 'compare.py'))['main']
+SIDE_BY_SIDE = runpy.run_path(str(ROOT / 'tools' / 'analysis' / 'side_by_side.py'))['main']
 MINI = """
 config = '{root}/configs/mmpretrain/clustr_t_mini.py'
 score = 'accuracy/top1'
@@ -81,14 +83,15 @@ def test_every_row_of_every_study_can_be_built_and_counted(path, monkeypatch):
 
     monkeypatch.chdir(ROOT)
     study = load_study(str(path))
-    assert {'clustr', 'pvtv2_b0', 'resnet18', 'blind', 'mean'} <= study.rows.keys()
+    assert {'clustr', 'pvtv2_b0', 'resnet18'} <= study.rows.keys()
     macs = {}
     for row in study.rows:
         runs = [*study.search(row), *study.runs(row, 1e-3)]
         assert len({run.name for run in runs}) == len(runs)
         parts = count_macs(build_empty(config_of(study, runs[-1])), *study.shape)
         macs[row] = sum(kinds.total() for kinds in parts.values())
-    assert macs['blind'] < macs['mean'] < macs['clustr']
+    if path.stem != 'pretrain':
+        assert macs['blind'] < macs['mean'] < macs['clustr']
     assert 'dense' not in macs or macs['one_scale'] < macs['clustr'] < macs['dense']
 
 
@@ -119,6 +122,24 @@ def test_a_study_is_run_recorded_and_not_run_again(mini, tmp_path, capsys, monke
     trained = load_config(str(tmp_path / 'work' / 'tiny' / 'clustr_seed3' / 'config.py'))
     assert tuple(trained.model.backbone.arch.reductions) == (4, 1)
     assert trained.optim_wrapper.optimizer.lr == 2e-3 and trained.randomness.seed == 3
+
+    # What it found is drawn beside the truth, of the first images by name.
+    drawn = ['--rows', 'clustr', '--seed', '3', '--images', '2', '--out', str(tmp_path / 'drawn')]
+    folders = [arguments[0], '--data-root', data, '--work-dir', str(tmp_path / 'work')]
+    SIDE_BY_SIDE([*folders, *drawn])
+    said_now = capsys.readouterr().out.splitlines()
+    files = [Path(line) for line in said_now if line.endswith('.png')]
+    first = sorted(path.stem for path in Path(data, 'val').rglob('*.*'))[:2]
+    assert [file.stem for file in files] == first
+    width, height = Image.open(files[0]).size
+    assert width == pytest.approx(3 * height, rel=0.1), 'truth, prediction, clusters'
+    for wrong, message in (
+        (['--rows', 'clus'], "--rows clus: not in the study; did you mean 'clustr'"),
+        (['--rows', 'clustr', '--seed', '4'], '--seed 4: row clustr has 3'),
+        (['--rows', 'grid', '--seed', '3'], 'let compare.py train the row grid first'),
+    ):
+        with pytest.raises(UserError, match=message):
+            SIDE_BY_SIDE([*folders, *wrong])
 
     # Done is done: neither the work folder nor the data are looked at.
     monkeypatch.setattr('clustr_mm.analysis.trials._run_tool', lambda *_: pytest.fail('ran again'))

@@ -16,6 +16,13 @@ mit_b0 = dict(
     num_heads=[1, 2, 5, 8],
 )
 resnet18 = dict(_delete_=True, type='mmdet.ResNet', depth=18, norm_eval=False)
+# What pretrain.py leaves, and what is converted from it.
+pretrained = dict(
+    clustr='work_dirs/compare/pretrain/clustr_seed0/epoch_10.pth',
+    pvtv2_b0='work_dirs/compare/pretrain/pvtv2_b0_seed0/epoch_10.pth',
+    resnet18='work_dirs/compare/pretrain/resnet18_seed0/epoch_10.pth',
+    converted='work_dirs/compare/pretrain/clustr_from_pvtv2_b0.safetensors',
+)
 variant = 'clustr_mm.analysis.variants.ClusTRVariant'
 blind = dict(_delete_=True, type='clustr_mm.analysis.variants.BlindBackbone')
 body = dict(
