@@ -4,8 +4,8 @@
 VENV ?= .venv
 PYTHON ?=
 CUDA_OPS ?= auto
-# Which tests: make test MARKS=gpu, make test MARKS=long, make test MARKS= (all).
-MARKS ?= not long and not gpu
+# Which tests: make test MARKS=slow, make test MARKS=long, make test MARKS=gpu, make test MARKS= (all).
+MARKS ?= not slow and not long and not gpu
 export VENV PYTHON CUDA_OPS
 
 python := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin/python
@@ -17,7 +17,7 @@ sources := clustr_mm configs tools tests setup.py
 
 help:
 	@echo "make demo    train ClusTR on a small made-up data set: its mIoU, a picture, a checkpoint"
-	@echo "make test    run the tests (MARKS=long, MARKS=gpu or MARKS= for others)"
+	@echo "make test    run the tests (MARKS=slow, MARKS=long, MARKS=gpu or MARKS= for others)"
 	@echo "make test-upstream  train and test every task beside OpenMMLab's own releases, on torch 2.1"
 	@echo "make gpu-check  on a GPU: the kernels' results, then speed and memory, in under six minutes"
 	@echo "make lint    run the linters, the type checker and the check for repeated code"
