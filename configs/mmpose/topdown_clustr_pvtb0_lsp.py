@@ -2,7 +2,7 @@
 
 Run: python tools/train.py configs/mmpose/topdown_clustr_pvtb0_lsp.py [--data-root FOLDER OF
          images/ AND annotations/lsp_{train,val,test}.json]
-Schedule: from scratch; batch 8; 900 people / 8 = 113 iterations an epoch, 4 epochs. Longer:
+Schedule: from scratch; batch 4; 900 people / 4 = 225 iterations an epoch, 4 epochs. Longer:
     --cfg-options train_cfg.max_epochs=N, and the rate follows.
 Expected: not measured yet; docs/real_data.md.
 """
@@ -37,4 +37,4 @@ param_scheduler = [
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=True, convert_to_iter_based=True),
 ]
 default_hooks = dict(checkpoint=dict(interval=2, save_best='tPCK'))
-auto_scale_lr = dict(enable=False, base_batch_size=8)
+auto_scale_lr = dict(enable=False, base_batch_size=4)
