@@ -36,7 +36,7 @@ _DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG,
     errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
 }  # fmt: skip
-# What is said too far from the cause to be understood.
+# What is said too far from the cause to be understood; {text} stands for what the library said.
 _IN_OTHER_WORDS = {
     'Weights only load failed': 'a checkpoint that the config names holds more than plain data, '
     'and loading it could run any code; --trust-checkpoint loads it all the same',
@@ -44,6 +44,8 @@ _IN_OTHER_WORDS = {
     'first says why',
     'Expected more than 1 value per channel': 'batch normalisation needs more than one value a '
     'channel, and this batch is too small for it; set train_dataloader.batch_size to 2 or more',
+    'end should be larger than begin': 'a schedule of param_scheduler begins when the training is '
+    'over ({text}); train longer, or let param_scheduler begin earlier',
     'need at least one array to concatenate': f'{NO_SAMPLE} tools/check_data.py says in which '
     'data set',
 }
@@ -134,7 +136,7 @@ def _explain_one(error: BaseException, cfg: Config | None) -> str | None:
         return f'{error.strerror}: {error.filename or "writing to the work folder"}'
     for words, line in _IN_OTHER_WORDS.items():
         if words in text:
-            return line
+            return line.format(text=text)
     if isinstance(error, TypeError):
         return _unknown_argument(text, cfg) if cfg is not None else None
     if isinstance(error, KeyError) and (match := _UNREGISTERED.search(text)):
