@@ -186,6 +186,7 @@ def compare_tests(task, trained, steps, data_root, folder, env):
     assert len(found) > 2
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_accumulation(data, tmp_path, environment):
     compare_with_accumulation('seg', 3, data('seg'), tmp_path, environment)
 

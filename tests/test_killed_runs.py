@@ -100,6 +100,7 @@ def compare(one, other, steps):
     assert all(torch.equal(v, other['state_dict'][k]) for k, v in one['state_dict'].items())
 
 
+@pytest.mark.slow
 def test_a_kill(data, tmp_path):
     check(1, 1, 4, data, tmp_path)
 

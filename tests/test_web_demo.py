@@ -205,6 +205,7 @@ def _distance(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(small[0] - small[1]).mean())
 
 
+@pytest.mark.slow
 def test_upload_run_see_both_pictures(browser: Any, page: Any, tmp_path: Path) -> None:
     address, server = page
     browser.get(address)

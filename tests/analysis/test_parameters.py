@@ -17,6 +17,7 @@ CONFIGS = ROOT / 'configs'
 TOOL = runpy.run_path(str(ROOT / 'tools' / 'analysis' / 'count_params.py'))
 
 
+@pytest.mark.slow
 def test_the_documentation_holds_what_the_tool_prints(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     TOOL['main']([])

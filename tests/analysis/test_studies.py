@@ -95,6 +95,7 @@ def test_every_row_of_every_study_can_be_built_and_counted(path, monkeypatch):
     assert 'dense' not in macs or macs['one_scale'] < macs['clustr'] < macs['dense']
 
 
+@pytest.mark.slow
 def test_a_study_is_run_recorded_and_not_run_again(mini, tmp_path, capsys, monkeypatch):
     pytest.importorskip('mmpretrain')
     make = runpy.run_path(str(ROOT / 'tools' / 'make_mini_data.py'))['main']
@@ -157,6 +158,7 @@ def test_a_study_is_run_recorded_and_not_run_again(mini, tmp_path, capsys, monke
         MAIN(arguments)
 
 
+@pytest.mark.slow
 def test_weights_of_a_seed_are_tested_without_training(mini, tmp_path, capsys):
     pytest.importorskip('mmpretrain')
     make = runpy.run_path(str(ROOT / 'tools' / 'make_mini_data.py'))['main']

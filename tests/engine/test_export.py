@@ -146,6 +146,7 @@ def test_torch_export_serves_any_size_and_batch(program, batch, height, width):
             assert torch.allclose(map_, other, atol=1e-5)
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_onnx_runtime_computes_what_pytorch_does(program, narrow, tmp_path, monkeypatch):
     import onnx
@@ -318,6 +319,7 @@ print(json.dumps([keypoints.tolist(), scores.tolist()]))
 """
 
 
+@pytest.mark.slow
 @needs_onnx
 @pytest.mark.skipif(find_spec('rtmlib') is None, reason='pip install --no-deps rtmlib')
 def test_rtmlib_finds_the_keypoints_that_mmpose_finds(tmp_path):

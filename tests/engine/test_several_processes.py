@@ -53,6 +53,7 @@ def train_with_a_fault(rank, folder):
     runner.train()
 
 
+@pytest.mark.slow
 def test_a_fault_is_said_by_the_process_that_has_it(tmp_path, capfd):
     in_processes(train_with_a_fault, 2, str(tmp_path))
     lines = [line for line in ''.join(capfd.readouterr()).splitlines() if 'left out' in line]
@@ -112,6 +113,7 @@ def train_clusters(rank, folder):
     (left / f'resumed_{rank}').write_text(f'{runner._resume} {runner._load_from}')
 
 
+@pytest.mark.slow
 def test_the_first_process_says_for_all_whether_a_run_goes_on(tmp_path):
     from test_resuming import assert_same
 

@@ -25,6 +25,7 @@ if not hasattr(torch.library, 'custom_op'):
     pytest.skip('needs torch 2.4', allow_module_level=True)
 
 
+@pytest.mark.slow
 @both_ways
 @pytest.mark.parametrize('checks', ['triton_checks.py', 'conv_gelu_checks.py'])
 def test_kernels(checks, interpreted):

@@ -32,6 +32,34 @@ body = dict(
     num_heads=(1, 2, 5, 8),
     mlp_ratios=(8, 8, 4, 4),
 )
+# ClusTR and its peers, from random weights and from pretrained ones, where the neck is an FPN.
+_pvtv2_b0 = {'model.backbone': pvtv2_b0}
+_resnet18 = {'model.backbone': resnet18, 'model.neck.in_channels': [64, 128, 256, 512]}
+peers = dict(
+    clustr=dict(),
+    pvtv2_b0=dict(options=_pvtv2_b0),
+    resnet18=dict(options=_resnet18),
+    clustr_pretrained=dict(init_from=pretrained['clustr']),
+    pvtv2_b0_pretrained=dict(options=_pvtv2_b0, init_from=pretrained['pvtv2_b0']),
+    resnet18_pretrained=dict(options=_resnet18, init_from=pretrained['resnet18']),
+)
+# The same as classifiers.
+classifiers = dict(
+    clustr=dict(),
+    pvtv2_b0=dict(
+        options={
+            'model.backbone': dict(pvtv2_b0, out_indices=(3,)),
+            # mmdet's networks return a list, which mmpretrain's own pooling does not take.
+            'model.neck.type': 'mmpose.GlobalAveragePooling',
+        }
+    ),
+    resnet18=dict(
+        options={
+            'model.backbone': dict(resnet18, out_indices=(3,)),
+            'model.head.in_channels': 512,
+        }
+    ),
+)
 # ClusTR with one thing changed, at ClusTR's rate.
 ablation = {
     **{

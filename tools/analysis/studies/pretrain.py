@@ -14,19 +14,4 @@ options = {
     'train_dataloader.batch_size': 32,
     'model.backbone.drop_path_rate': 0.0,
 }
-rows = dict(
-    clustr=dict(),
-    pvtv2_b0=dict(
-        options={
-            'model.backbone': dict(_base_.pvtv2_b0, out_indices=(3,)),
-            # mmdet's networks return a list, which mmpretrain's own pooling does not take.
-            'model.neck.type': 'mmpose.GlobalAveragePooling',
-        }
-    ),
-    resnet18=dict(
-        options={
-            'model.backbone': dict(_base_.resnet18, out_indices=(3,)),
-            'model.head.in_channels': 512,
-        }
-    ),
-)
+rows = _base_.classifiers

@@ -34,20 +34,7 @@ rate_search = {
     'val_dataloader.dataset': tenths[1],
 }
 rows = dict(
-    clustr=dict(),
-    pvtv2_b0=dict(
-        options={
-            'model.backbone': dict(_base_.pvtv2_b0, out_indices=(3,)),
-            # mmdet's networks return a list, which mmpretrain's own pooling does not take.
-            'model.neck.type': 'mmpose.GlobalAveragePooling',
-        }
-    ),
-    resnet18=dict(
-        options={
-            'model.backbone': dict(_base_.resnet18, out_indices=(3,)),
-            'model.head.in_channels': 512,
-        }
-    ),
+    **_base_.classifiers,
     blind=dict(
         options={
             'model.backbone': dict(_base_.blind, size=shape, channels=(256,), strides=(32,)),
