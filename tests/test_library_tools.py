@@ -187,15 +187,14 @@ def files(folder):
 
 def in_minutes(*few):
     """All libraries; those that are not among the few when there is time."""
+    slow, long = pytest.mark.slow, pytest.mark.long
     return pytest.mark.parametrize(
-        'library',
-        [name if name in few else pytest.param(name, marks=pytest.mark.long) for name in LEAVES],
+        'library', [pytest.param(name, marks=slow if name in few else long) for name in LEAVES]
     )
 
 
 # Four runs a library. Without the others: their own tools run our leaves below, test_odd_data.py
 # trains and tests all four in ours, and test_foreign_configs.py has more of mmdet's and mmpose's.
-@pytest.mark.slow
 @in_minutes('mmseg')
 def test_ours_are_the_librarys_own(library, data, tmp_path):
     base, changes, small = foreign(library, data)
@@ -241,7 +240,6 @@ def test_ours_are_the_librarys_own(library, data, tmp_path):
 
 
 # mmseg's own tools run above.
-@pytest.mark.slow
 @in_minutes('mmdet')
 def test_our_leaves_run_in_the_librarys_own_tools(library, data, tmp_path):
     leaf, layout, annotations = LEAVES[library]

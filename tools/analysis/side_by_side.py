@@ -31,6 +31,7 @@ from torch import nn
 from clustr_mm.analysis.parameters import build_model
 from clustr_mm.analysis.study import Run, config_of, load_study
 from clustr_mm.analysis.trials import Trials
+from clustr_mm.datasets.pixels import rgb_or_bands
 from clustr_mm.engine.config import library_of
 from clustr_mm.engine.errors import UserError, near, run_tool
 from clustr_mm.engine.options import Parser
@@ -93,6 +94,8 @@ class Painter:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_args(argv)
+    if options.images < 1:
+        raise UserError(f'--images is {options.images}; use at least 1')
     warnings.filterwarnings('ignore')
     study = load_study(options.study)
     trials = Trials(study, 'docs/records', options.work_dir, options.data_root)
@@ -109,14 +112,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         models[row] = load_model(cfg, run, trials)
     init_default_scope(cfg.default_scope)
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
-    names = {
-        Path(dataset.get_data_info(index)['img_path']).name: index for index in range(len(dataset))
-    }
+    paths = [Path(dataset.get_data_info(index)['img_path']) for index in range(len(dataset))]
+    first = sorted(range(len(paths)), key=lambda index: (paths[index].name, paths[index]))
     painter = Painter(cfg, dataset.metainfo)
     out = Path(options.out, study.name)
     out.mkdir(parents=True, exist_ok=True)
-    for name in sorted(names)[: options.images]:
-        batch = pseudo_collate([dataset[names[name]]])
+    for number, index in enumerate(first[: options.images], 1):
+        batch = pseudo_collate([dataset[index]])
         cells: dict[str, np.ndarray] = {}
         for row, model in models.items():
             with torch.no_grad():
@@ -129,14 +131,21 @@ def main(argv: Sequence[str] | None = None) -> None:
                 with torch.no_grad():
                     inputs = model.data_preprocessor(batch, False)['inputs']
                     labels = model.backbone.cluster_maps(inputs)[0][-1][0][0].numpy()
-                cells[f'{labels.max() + 1} clusters of {row}'] = draw_clusters(image, labels)
+                # Over what the network saw: a person's box, or an image with padding.
+                seen = batch['inputs'][0].numpy().transpose(1, 2, 0)
+                lack = [
+                    (0, size - own) for size, own in zip(inputs.shape[2:], seen.shape, strict=False)
+                ]
+                seen = rgb_or_bands(np.pad(seen, (*lack, (0, 0))))
+                cells[f'{labels.max() + 1} clusters of {row}'] = draw_clusters(seen, labels)
         figure = Figure(figsize=(3.6 * len(cells), 3.6), layout='constrained')
         for axes, (title, picture) in zip(
             figure.subplots(1, len(cells)), cells.items(), strict=True
         ):
             bare_axes(axes, picture, title)
-        figure.suptitle(name)
-        path = out / f'{Path(name).stem}.png'
+        figure.suptitle(paths[index].name)
+        # Numbered: people of one image, and images of several folders, share a name.
+        path = out / f'{number}_{paths[index].stem}.png'
         Image.fromarray(rendered(figure)).save(path)
         print(path, flush=True)
 
