@@ -86,6 +86,12 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not dead
 
 
+@pytest.mark.parametrize('page', sorted((ROOT / 'docs').glob('*.md')), ids=lambda page: page.name)
+def test_anchors_begin_with_a_letter(page: Path) -> None:
+    """Else mkdocs's script stops in a browser, and the page's tables stay without lines."""
+    assert not [each for each in _anchors(page) if not each[:1].isalpha()]
+
+
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_paths_exist(page: Path) -> None:
     pattern = (
