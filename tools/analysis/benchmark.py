@@ -14,7 +14,8 @@ speed: in every round each model runs once, one after the other, in one process 
 threads; the ratio is the median over rounds of the round's own ratio to the last model, so that a
 drifting or shared machine does not favour a model. On a CPU malloc keeps freed memory, for all
 models alike. It ends with a Markdown table of processor time (on a GPU: of time by the clock). A
-training step is forward, backward and AdamW.
+training step is forward, backward and AdamW. The share of the peak, of inference, is the speed of
+layers and attention, as if clusters took no time, over that of one large product of matrices.
 clustering: dpc_knn over numbers of tokens, and the exponents by which time and memory grow. The
 tokens are random, of which no distance can be left out, or those that the first layer of an
 untrained ClusTR makes of a photograph. --plot draws time and memory, dashed beside them those of
@@ -38,6 +39,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from clustr_mm.analysis.flops import count_macs
 from clustr_mm.analysis.peers import build_backbone
 from clustr_mm.analysis.records import (
     circumstances,
@@ -49,6 +51,7 @@ from clustr_mm.analysis.speed import (
     backbone_step,
     compare,
     peak_memory,
+    peak_speed,
     time_call,
 )
 from clustr_mm.models.clustr import PatchEmbed
@@ -155,6 +158,16 @@ def make_tokens(options: argparse.Namespace, count: int) -> torch.Tensor:
         return stem(images)[0]
 
 
+def layers_gmac(name: str, shape: tuple[int, int]) -> float | None:
+    """10^9 multiply-adds of a backbone's layers and attention; None where torch cannot count."""
+    try:
+        parts = count_macs(build_backbone(name, shape)[0], *shape)
+    except ValueError:  # torch is too old
+        return None
+    kinds = ('linear', 'convolution', 'attention', 'fine')
+    return sum(found[kind] for found in parts.values() for kind in kinds) / 1e9
+
+
 def speed(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
     facts = circumstances(device) | dict(memory_kept=device.type == 'cpu' and keep_memory())
@@ -166,9 +179,12 @@ def speed(options: argparse.Namespace) -> None:
         f'{"photographs" if options.images else "noise"}, {precision}, '
         f'{options.compile or "eager"}, {said(facts)}'
     )
+    peak = math.nan if options.train else peak_speed(device, AMP.get(options.amp))
+    if not options.train:
+        print(f'peak: {peak / 1e9:.0f} GMAC/s, in a large product of matrices')
     baseline = options.models[-1]
     print(
-        f'{"images":<15}  {"model":<32}{"ms":>9}{"img/s":>9}{"MiB":>7}'
+        f'{"images":<15}  {"model":<32}{"ms":>9}{"img/s":>9}{"MiB":>7}{"of peak":>9}'
         f'   time x {baseline} (processor time)'
     )
     rows: list[dict[str, Any]] = []
@@ -190,6 +206,8 @@ def speed(options: argparse.Namespace) -> None:
             seconds = timing.seconds if wall else timing.cpu_seconds
             ratio = timing.ratio if wall else timing.cpu_ratio
             table[-1].append(f'{seconds:.3g} s ({ratio:.2f})')
+            gmac = None if options.train else layers_gmac(name, shape)
+            share = None if gmac is None else batch * 1e9 * gmac / seconds / peak
             row = dict(
                 mode=mode,
                 model=name,
@@ -199,6 +217,8 @@ def speed(options: argparse.Namespace) -> None:
                 content='photographs' if options.images else 'noise',
                 precision=precision,
                 compiled=options.compile,
+                gmac=gmac,
+                share_of_peak=share,
                 images_per_second=batch / timing.seconds,
                 **vars(timing),
                 baseline=baseline,
@@ -208,7 +228,7 @@ def speed(options: argparse.Namespace) -> None:
             rows.append(row)
             print(
                 f'{batch:>3} x {row["images"]:<9}  {name:<32}{1e3 * timing.seconds:9.1f}'
-                f'{row["images_per_second"]:9.1f}{mib(timing.peak_mib):>7}'
+                f'{row["images_per_second"]:9.1f}{mib(timing.peak_mib):>7}{percent(share):>9}'
                 f'   {timing.ratio:.3f} ({timing.cpu_ratio:.3f})',
                 flush=True,
             )
@@ -305,6 +325,10 @@ def exponent(n: Sequence[int], values: Sequence[float]) -> str:
 
 def said(facts: dict[str, Any]) -> str:
     return ', '.join(f'{key} {value}' for key, value in facts.items() if key != 'command')
+
+
+def percent(value: float | None) -> str:
+    return '-' if value is None else f'{100 * value:.0f} %'
 
 
 def mib(value: float | None, form: str = '.0f') -> str:
