@@ -20,7 +20,7 @@ from clustr_mm.weights.files import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted(ROOT.glob('tools/analysis/studies/[!_]*.py'))
-FROM_SCRATCH = [path for path in STUDIES if path.stem != 'warm_start']
+FROM_SCRATCH = [path for path in STUDIES if not path.stem.startswith('warm_start')]
 MAIN = runpy.run_path(str(ROOT / 'tools' / 'analysis' / 'compare.py'))['main']
 SIDE_BY_SIDE = runpy.run_path(str(ROOT / 'tools' / 'analysis' / 'side_by_side.py'))['main']
 MINI = """
@@ -200,14 +200,18 @@ def test_weights_of_the_warm_start(tmp_path, capsys, monkeypatch):
     study = load_study('tools/analysis/studies/warm_start.py')
     torch.manual_seed(0)
     cfg = config_of(study, study.runs('teacher', 0.0)[0])
-    torch.save({'state_dict': build_model(cfg).state_dict()}, tmp_path / 'teacher.pth')
-    arguments = [str(tmp_path / 'teacher.pth'), str(tmp_path / 'data' / 'train')]
+    weights = build_model(cfg).state_dict() | {'neck.weight': torch.ones(2)}
+    for seed in (4, 5):
+        torch.save({'state_dict': weights}, tmp_path / f'teacher_{seed}.pth')
+    arguments = [str(tmp_path / 'teacher_{seed}.pth'), str(tmp_path / 'data' / 'train')]
     out = tmp_path / 'out'
     tool['main']([*arguments, '--out', str(out), '--seeds', '4', '5', '--leave-out', '2'])
     assert 'seed 5: none, sigma32, full256, drawn, random_kv, mean in' in capsys.readouterr().out
     made = {
         path.stem: read_checkpoint(str(path))['state_dict'] for path in out.glob('*.safetensors')
     }
+    for each in made.values():
+        assert torch.equal(each.pop('neck.weight'), weights['neck.weight'])
     value = 'backbone.stages.1.blocks.0.attn.kvs.1.weight'
     assert torch.equal(made['none_4'][value], made['none_5'][value])
     for name in ('drawn', 'sigma32', 'full256', 'random_kv'):
@@ -226,13 +230,17 @@ def test_weights_of_the_warm_start(tmp_path, capsys, monkeypatch):
     torch.testing.assert_close(block.attn(x), whole(x, clusters=single), rtol=0, atol=1e-5)
     # The pictures at each class's end are not looked at.
     last = sorted((tmp_path / 'data' / 'train').glob('*'))[0]
+    with pytest.raises(UserError, match='has 8 pictures beside those left out, not 12'):
+        tool['main'](
+            [arguments[0], str(last), '--out', str(out), '--seeds', '4', '--leave-out', '0']
+        )
     for path in sorted(last.iterdir())[-2:]:
         path.write_bytes(b'no picture')
     tool['main']([*arguments, '--out', str(out), '--seeds', '4', '--leave-out', '2'])
     with pytest.raises(UserError, match='folder nowhere does not exist; give one of'):
-        tool['main']([arguments[0], 'nowhere', '--out', str(out)])
+        tool['main']([arguments[0], 'nowhere', '--out', str(out), '--seeds', '4'])
     monkeypatch.setitem(tool['main'].__globals__['NUMBERS'], 'sigma32', 61)
-    with pytest.raises(UserError, match='has 60 pictures in folders of classes, not 61'):
+    with pytest.raises(UserError, match='has 60 pictures beside those left out, not 61'):
         tool['main']([*arguments, '--out', str(out), '--seeds', '4', '--leave-out', '2'])
 
 

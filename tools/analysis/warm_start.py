@@ -1,9 +1,10 @@
-"""Makes the weights that tools/analysis/studies/warm_start.py compares, from a trained PVTv2.
+"""Makes the weights that tools/analysis/studies/warm_start*.py compare, from a trained PVTv2.
 
     python tools/analysis/warm_start.py TEACHER IMAGES [--out work_dirs/warm_start]
 
-TEACHER is a checkpoint with PVTv2's names, IMAGES a folder of folders of photographs, of which each
-seed draws its own. The folder --out gets of each seed, as NAME_SEED.safetensors:
+TEACHER is a checkpoint with PVTv2's names, alone or in a model, whose neck and heads are kept;
+{seed} in its path stands for the seed. IMAGES is a folder of photographs, or of folders of them, of
+which each seed draws its own. The folder --out gets of each seed, as NAME_SEED.safetensors:
 
   none        converted without any pictures
   drawn       with the divisors of 32 drawn scenes
@@ -39,14 +40,15 @@ NUMBERS = dict(none=0, sigma32=32, full256=256)  # of photographs
 def draw(args: argparse.Namespace, count: int, seed: int) -> list[Tensor]:
     """Reads photographs drawn by a seed, none of those that are left out."""
     if not Path(args.images).is_dir():
-        raise UserError(f'folder {args.images} does not exist; give one of folders of photographs')
+        raise UserError(f'folder {args.images} does not exist; give one of photographs')
     files = []
-    for each in sorted(path for path in Path(args.images).iterdir() if path.is_dir()):
+    folders = sorted(path for path in Path(args.images).iterdir() if path.is_dir())
+    for each in folders or [Path(args.images)]:
         own = sorted(path.resolve() for path in each.rglob('*') if path.is_file())
         files += own[: len(own) - args.leave_out]
     if len(files) < count:
         raise UserError(
-            f'{args.images} has {len(files)} pictures in folders of classes, not {count}; give more'
+            f'{args.images} has {len(files)} pictures beside those left out, not {count}; give more'
         )
     with tempfile.TemporaryDirectory() as links:
         for path in random.Random(seed).sample(files, count):
@@ -83,29 +85,31 @@ def with_mean(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('teacher', help='checkpoint of a PVTv2')
-    parser.add_argument('images', help='folder of folders of photographs, one of each class')
+    parser.add_argument('images', help='folder of photographs, or of folders of them')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/warm_start'), metavar='DIR')
     parser.add_argument('--seeds', type=int, nargs='+', default=(0, 1, 2))
     parser.add_argument('--image-size', type=int, default=96, metavar='PIXELS')
     parser.add_argument(
-        '--leave-out', type=int, default=50, metavar='N', help="pictures at each class's end"
+        '--leave-out', type=int, default=50, metavar='N', help="pictures at each folder's end"
     )
     args = parser.parse_args(argv)
-    teacher = state_dict_of(read_checkpoint(args.teacher), args.teacher)
     args.out.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
+        source = args.teacher.replace('{seed}', str(seed))
+        teacher = state_dict_of(read_checkpoint(source), source)
         made: dict[str, dict[str, Tensor]] = {}
         for name, count in NUMBERS.items():
             images = draw(args, count, seed) if count else []
             way = 'full' if name == 'full256' else 'sigma'
             result = from_pvt_v2(teacher, images=images, calibration=way)
             made[name] = result.state_dict
+            rest = {key: teacher[key] for key in result.left_out}
         scenes = draw_scenes(size=args.image_size, seed=seed)
         made['drawn'] = from_pvt_v2(teacher, images=scenes).state_dict
         made['random_kv'] = with_random_kv(made['none'], str(result.arch), seed)
         made['mean'] = with_mean(made['full256'])
         for name, weights in made.items():
-            save_checkpoint(weights, args.out / f'{name}_{seed}.safetensors')
+            save_checkpoint(weights | rest, args.out / f'{name}_{seed}.safetensors')
         print(f'seed {seed}: {", ".join(made)} in {args.out}', flush=True)
 
 

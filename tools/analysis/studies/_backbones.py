@@ -84,3 +84,8 @@ ablation = {
         )
     },
 }
+# What tools/analysis/warm_start.py makes of a PVTv2, by name: what each changes of ClusTR.
+conversions = {
+    **{name: {} for name in ('none', 'drawn', 'sigma32', 'full256', 'random_kv')},
+    'mean': {'model.backbone.type': variant, 'model.backbone.attention': 'mean_but_last'},
+}

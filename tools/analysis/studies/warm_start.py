@@ -7,16 +7,13 @@
 # the first and the last with --data-root where the data lie elsewhere. Its val folder is the test;
 # rates are chosen on 50 pictures a class held out of train. NAME_0 is without training, NAME_1
 # after one epoch, NAME_5 after five.
+_base_ = './_backbones.py'
 config = 'tools/analysis/studies/_warm_start_recipe.py'
 score = 'accuracy/top1'
 shape = (96, 96)
 seeds = (0, 1, 2)
 rates = (1e-4, 3e-4, 1e-3)
 rate_search = {}
-_mean = {
-    'model.backbone.type': 'clustr_mm.analysis.variants.ClusTRVariant',
-    'model.backbone.attention': 'mean_but_last',
-}
 _epochs = {
     number: {'train_cfg.max_epochs': number, 'param_scheduler.0.end': 50} for number in (0, 1, 5)
 }
@@ -36,11 +33,8 @@ rows = dict(
     scratch_5=dict(rate=1e-3, options=_epochs[5]),
     scratch_30=dict(seeds=(0,), rate=1e-3),
 )
-for _name in ('none', 'drawn', 'sigma32', 'full256', 'random_kv', 'mean'):
-    _start = {
-        'load_from': f'work_dirs/warm_start/{_name}_{{seed}}.safetensors',
-        **(_mean if _name == 'mean' else {}),
-    }
+for _name, _changes in _base_.conversions.items():
+    _start = {**_changes, 'load_from': f'work_dirs/warm_start/{_name}_{{seed}}.safetensors'}
     # Conversions are alike: one rate for the three.
     _of = _name if _name in ('random_kv', 'mean') else 'full256'
     rows[f'{_name}_0'] = dict(rate=0.0, options={**_start, **_epochs[0]})
