@@ -20,7 +20,7 @@ from clustr_mm.weights.files import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted(ROOT.glob('tools/analysis/studies/[!_]*.py'))
-FROM_SCRATCH = [path for path in STUDIES if not path.stem.startswith('warm_start')]
+FROM_SCRATCH = [path for path in STUDIES if not path.stem.startswith(('warm_start', 'swapped'))]
 MAIN = runpy.run_path(str(ROOT / 'tools' / 'analysis' / 'compare.py'))['main']
 SIDE_BY_SIDE = runpy.run_path(str(ROOT / 'tools' / 'analysis' / 'side_by_side.py'))['main']
 MINI = """
