@@ -144,10 +144,15 @@ def use_init_from(cfg: Config, checkpoint: str) -> None:
     if not isinstance(backbone, dict):
         raise UserError(f'--init-from {checkpoint}: config {cfg.filename} has no model.backbone')
     start = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
-    if type_name(backbone['type']) != 'ClusTR':  # which is strict itself: mmengine loads what fits
-        with DefaultScope.overwrite_default_scope(library_of(cfg)):
-            load_pretrained(MODELS.build({**backbone, 'init_cfg': None}), start)
-    backbone['init_cfg'] = start
+    if type_name(backbone['type']) == 'ClusTR':
+        backbone['init_cfg'] = start
+        return
+    # Others read an init_cfg in their own ways (mmdet's PVTv2 knows no prefix) and pass over what
+    # does not fit: ToolRunner loads these weights, and what does not fit is said here already.
+    backbone['init_cfg'] = None
+    with DefaultScope.overwrite_default_scope(library_of(cfg)):
+        load_pretrained(MODELS.build(backbone), start)
+    cfg.init_from = checkpoint
 
 
 def near_files(path: Path) -> str:

@@ -23,7 +23,13 @@ from clustr_mm.datasets.labels import label_report
 from clustr_mm.engine.checkpoints import check_training_state, newest_checkpoint
 from clustr_mm.engine.errors import UserError
 from clustr_mm.engine.unwrapping import unwrapped
-from clustr_mm.weights.files import CheckpointError, load_strictly, read_checkpoint, state_dict_of
+from clustr_mm.weights.files import (
+    CheckpointError,
+    load_pretrained,
+    load_strictly,
+    read_checkpoint,
+    state_dict_of,
+)
 
 # Rank, world size and local rank, as each launcher says them.
 _LAUNCHER_VARIABLES = {
@@ -97,9 +103,14 @@ class ToolRunner(Runner):
             self._resume = self._load_from is not None
             where = f'from {self._load_from}' if self._resume else 'anew: there is none yet'
             self.logger.info(f'Auto resumed from the latest checkpoint: the run starts {where}.')
+        start = self.cfg.get('init_from')  # of --init-from, where the backbone is not ClusTR
+        if start and not self._resume:
+            backbone = unwrapped(self.model).backbone
+            load_pretrained(backbone, dict(checkpoint=start, prefix='backbone.'))
+            self.logger.info(f'The backbone starts from {start}.')
         super().load_or_resume()
         starts = [getattr(module, 'init_cfg', None) for module in self.model.modules()]
-        pretrained = any('Pretrained' in str(start) for start in starts)
+        pretrained = start or any('Pretrained' in str(start) for start in starts)
         if not self._has_loaded and not pretrained:
             self.logger.warning(
                 'The model starts from random weights; --init-from CKPT starts the backbone from a '

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.fileio import LocalBackend
 from mmengine.fileio.backends import prefix_to_backends
 from mmengine.model import BaseModel
@@ -167,6 +168,31 @@ def test_file_that_is_no_checkpoint_stops_the_run(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match='file.pth'):
         make_runner(tmp_path, load_from=str(path)).train()
+
+
+def test_a_backbone_that_knows_no_prefix_starts_from_all_of_its_weights(tmp_path):
+    """mmdet's PVTv2 has an init_cfg of its own kind, and passes over what it does not know."""
+    backbones = pytest.importorskip('mmdet.models.backbones')
+
+    class Model(Line):
+        def __init__(self):
+            super().__init__()
+            self.backbone = backbones.PyramidVisionTransformerV2(embed_dims=8, num_layers=[1] * 4)
+
+    start = {f'backbone.{key}': value for key, value in Model().backbone.state_dict().items()}
+    torch.save(dict(state_dict=start), tmp_path / 'start.pth')
+    more = dict(model=Model(), cfg=Config(dict(init_from=str(tmp_path / 'start.pth'))))
+    runner = make_runner(tmp_path, **more)
+    runner.train()
+    for key, value in runner.model.backbone.state_dict().items():
+        assert torch.equal(value, start[f'backbone.{key}'])
+    assert 'random weights' not in log_of(runner)
+    # Going on, it is the checkpoint's.
+    torch.save(dict(state_dict={k: v + 1 for k, v in start.items()}), tmp_path / 'start.pth')
+    more['model'] = Model()
+    again = make_runner(tmp_path, resume=True, **more)
+    again.train()
+    assert torch.equal(again.model.backbone.state_dict()[key], value)
 
 
 def test_random_weights_are_said_in_one_line(tmp_path):
