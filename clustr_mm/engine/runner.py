@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.device import get_device
@@ -105,7 +105,7 @@ class ToolRunner(Runner):
             self.logger.info(f'Auto resumed from the latest checkpoint: the run starts {where}.')
         start = self.cfg.get('init_from')  # of --init-from, where the backbone is not ClusTR
         if start and not self._resume:
-            backbone = unwrapped(self.model).backbone
+            backbone = cast(nn.Module, unwrapped(self.model).backbone)
             load_pretrained(backbone, dict(checkpoint=start, prefix='backbone.'))
             self.logger.info(f'The backbone starts from {start}.')
         super().load_or_resume()
