@@ -1,5 +1,5 @@
-# ClusTR trained on CamVid from pretrained weights, tested with another attention than it was trained
-# with: how much hangs on which tokens are grouped. After camvid.py's row clustr_pretrained.
+# ClusTR trained on CamVid from pretrained weights, tested with another attention than it was
+# trained with: how much hangs on which tokens are grouped. After camvid.py's row clustr_pretrained.
 _base_ = './_backbones.py'
 config = 'configs/mmseg/semfpn_clustr_pvtb0_camvid.py'
 score = 'mIoU'
