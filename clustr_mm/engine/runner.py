@@ -110,7 +110,7 @@ class ToolRunner(Runner):
             self.logger.info(f'The backbone starts from {start}.')
         super().load_or_resume()
         starts = [getattr(module, 'init_cfg', None) for module in self.model.modules()]
-        pretrained = start or any('Pretrained' in str(start) for start in starts)
+        pretrained = start or any('Pretrained' in str(each) for each in starts)
         if not self._has_loaded and not pretrained:
             self.logger.warning(
                 'The model starts from random weights; --init-from CKPT starts the backbone from a '

@@ -96,6 +96,24 @@ def test_every_row_of_every_study_can_be_built_and_counted(path, monkeypatch):
     assert 'dense' not in macs or macs['one_scale'] < macs['clustr'] < macs['dense']
 
 
+@pytest.mark.parametrize('name', ['swapped_camvid', 'warm_start_camvid'])
+def test_rows_that_are_tested_without_training_have_the_weights_they_are_given(name, monkeypatch):
+    pytest.importorskip('mmseg')
+    from clustr_mm.analysis.parameters import build_empty
+
+    monkeypatch.chdir(ROOT)
+    study = load_study(f'tools/analysis/studies/{name}.py')
+    shapes = {}
+    for row in study.rows:
+        model = build_empty(config_of(study, study.runs(row, None)[0]))
+        shapes[row] = {key: value.shape for key, value in model.state_dict().items()}
+    if name == 'swapped_camvid':
+        assert all(each == shapes['clustr'] for each in shapes.values())
+    else:  # tools/analysis/warm_start.py makes the mean another network
+        others = {row: each for row, each in shapes.items() if row not in ('teacher', 'mean')}
+        assert all(each == shapes['none'] != shapes['mean'] for each in others.values())
+
+
 @pytest.mark.slow
 def test_a_study_is_run_recorded_and_not_run_again(mini, tmp_path, capsys, monkeypatch):
     pytest.importorskip('mmpretrain')
