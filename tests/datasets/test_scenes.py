@@ -34,6 +34,11 @@ def digest(scene):
     return state.hexdigest()
 
 
+def test_a_ball_near_a_high_horizon_is_drawn():
+    # Its foot is higher than the lowest place in the air that it could have.
+    assert make_scene(0, 'train', 7118, (64, 64), 'grass').instances
+
+
 def test_scene_depends_on_nothing_but_its_number():
     first = digest(make_scene(7, 'train', 3, (96, 128)))
     make_scene(7, 'train', 4, (96, 128))

@@ -125,7 +125,7 @@ class _Canvas:
             shapes, points = make_figure(rng, (x, max(foot, rng.uniform(0.94, 1.06) * tall)), tall)
         else:
             if name in ('ball', 'clock') and rng.random() < 0.5:
-                foot = rng.uniform(0.4 * short, foot)  # in the air, or on the wall
+                foot = rng.uniform(min(0.4 * short, foot), foot)  # in the air, or on the wall
             shapes = make_thing(rng, name, (x, foot), short)
         parts = np.zeros(self.size, np.uint8)
         for shape in shapes:
