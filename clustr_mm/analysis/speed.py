@@ -54,25 +54,6 @@ def time_call(
     return (time.perf_counter() - wall) / times, (time.process_time() - processor) / times
 
 
-def peak_speed(device: torch.device, dtype: torch.dtype | None = None) -> float:
-    """Measures what is within reach: the fastest product of large matrices in half a second.
-
-    Args:
-        device: Where.
-        dtype: Of the matrices; None for float32.
-
-    Returns:
-        Multiply-adds a second; on a CPU, a second of one thread's.
-    """
-    side = 4096 if device.type == 'cuda' else 1024
-    a = torch.randn(side, side, device=device, dtype=dtype)
-    clock = 0 if device.type == 'cuda' else 1
-    taken = [time_call(lambda: a @ a, device)]  # also pays for loading
-    while len(taken) < 2 or sum(wall for wall, _ in taken) < 0.5:
-        taken.append(time_call(lambda: a @ a, device))
-    return side**3 / min(each[clock] for each in taken)
-
-
 def peak_memory(call: Callable[[], T], device: torch.device) -> tuple[T, float | None]:
     """Makes a call and watches the memory.
 
@@ -179,6 +160,21 @@ def backbone_step(
         optimizer.zero_grad()
 
     return Step(step, model, optimizer)
+
+
+def product_step(device: torch.device, dtype: torch.dtype | None = None) -> tuple[Step, int]:
+    """Makes a step that multiplies large matrices, as fast as the device computes.
+
+    Args:
+        device: Where.
+        dtype: Of the matrices; None for float32.
+
+    Returns:
+        The step, and its multiply-adds.
+    """
+    side = 4096 if device.type == 'cuda' else 1024
+    matrix = torch.randn(side, side, device=device, dtype=dtype)
+    return Step(lambda: matrix @ matrix, nn.Identity(), None), side**3
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ threads; the ratio is the median over rounds of the round's own ratio to the las
 drifting or shared machine does not favour a model. On a CPU malloc keeps freed memory, for all
 models alike. It ends with a Markdown table of processor time (on a GPU: of time by the clock). A
 training step is forward, backward and AdamW. The share of the peak, of inference, is the speed of
-layers and attention, as if clusters took no time, over that of one large product of matrices.
+layers and attention, as if clusters took no time, over that of a large product of matrices, which
+has its turn in every round.
 clustering: dpc_knn over numbers of tokens, and the exponents by which time and memory grow. The
 tokens are random, of which no distance can be left out, or those that the first layer of an
 untrained ClusTR makes of a photograph. --plot draws time and memory, dashed beside them those of
@@ -51,7 +52,7 @@ from clustr_mm.analysis.speed import (
     backbone_step,
     compare,
     peak_memory,
-    peak_speed,
+    product_step,
     time_call,
 )
 from clustr_mm.models.clustr import PatchEmbed
@@ -62,6 +63,7 @@ from clustr_mm.ops.memory import keep_memory
 AMP = {'fp16': torch.float16, 'bf16': torch.bfloat16}
 # Tokens of one stage-1 map: 112 x 112 to 800 x 1333 pixels.
 TOKENS = (784, 3136, 16_384, 66_800)
+PRODUCT = 'a product of matrices'
 _MOST = {'reference': 3200, 'traceable': 3200}  # tokens of which N x N matrices take 2 GB
 _WHY_NOT = {'native': can_run_native, 'triton': can_run_triton}
 
@@ -170,6 +172,7 @@ def layers_gmac(name: str, shape: tuple[int, int]) -> float | None:
 
 def speed(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
+    wall = device.type == 'cuda'  # by the clock, or by the processor's time
     facts = circumstances(device) | dict(memory_kept=device.type == 'cpu' and keep_memory())
     mode, precision = 'train' if options.train else 'infer', options.amp or 'fp32'
     what = '_'.join(['speed', mode, *([options.compile] if options.compile else [])])
@@ -179,9 +182,6 @@ def speed(options: argparse.Namespace) -> None:
         f'{"photographs" if options.images else "noise"}, {precision}, '
         f'{options.compile or "eager"}, {said(facts)}'
     )
-    peak = math.nan if options.train else peak_speed(device, AMP.get(options.amp))
-    if not options.train:
-        print(f'peak: {peak / 1e9:.0f} GMAC/s, in a large product of matrices')
     baseline = options.models[-1]
     print(
         f'{"images":<15}  {"model":<32}{"ms":>9}{"img/s":>9}{"MiB":>7}{"of peak":>9}'
@@ -199,14 +199,19 @@ def speed(options: argparse.Namespace) -> None:
             name: backbone_step(model, images, options.train, AMP.get(options.amp), options.compile)
             for name, (model, _) in built.items()
         }
+        if not options.train:
+            steps[PRODUCT], product_macs = product_step(device, AMP.get(options.amp))
         timings = compare(steps, baseline, options.rounds)
+        peak = None
+        if not options.train:
+            fastest = timings.pop(PRODUCT)
+            peak = product_macs / (fastest.seconds if wall else fastest.cpu_seconds)
         table.append([f'{batch} x {shape[0]} x {shape[1]}'])
         for name, timing in timings.items():
-            wall = device.type == 'cuda'
             seconds = timing.seconds if wall else timing.cpu_seconds
             ratio = timing.ratio if wall else timing.cpu_ratio
             table[-1].append(f'{seconds:.3g} s ({ratio:.2f})')
-            gmac = None if options.train else layers_gmac(name, shape)
+            gmac = None if peak is None else layers_gmac(name, shape)
             share = None if gmac is None else batch * 1e9 * gmac / seconds / peak
             row = dict(
                 mode=mode,
