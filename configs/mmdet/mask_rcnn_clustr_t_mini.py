@@ -3,7 +3,7 @@
 Run: python tools/make_mini_data.py data/mini/coco --layout coco --train 1500 --val 120 --size 96 96
      python tools/train.py configs/mmdet/mask_rcnn_clustr_t_mini.py
 Schedule: from scratch; batch 8; 1,500 images / 8 = 188 iterations an epoch, 5 epochs.
-Expected: 83.2 box AP50 and 71.9 mask AP50 (docs/results.md).
+Expected: 83.3 box AP50 and 72.5 mask AP50 (docs/results.md).
 """
 
 _base_ = [

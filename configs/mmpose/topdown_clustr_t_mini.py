@@ -3,8 +3,8 @@
 Run: python tools/make_mini_data.py data/mini/wholebody --layout coco_wholebody --train 1500
          --val 120 --size 256 256
      python tools/train.py configs/mmpose/topdown_clustr_t_mini.py
-Schedule: batch 8; 1,266 persons / 8 = 159 iterations an epoch, 7 epochs.
-Expected: no figure yet on today's pictures; 54.9 AP on those before (docs/results.md).
+Schedule: batch 8; 1,307 persons / 8 = 164 iterations an epoch, 7 epochs.
+Expected: 58.8 AP (docs/results.md).
 """
 
 _base_ = [
