@@ -28,6 +28,7 @@ TASKS = {
     'pose': ('mmpose', 'Pose2DInferencer', 'PoseLocalVisualizer'),
     'segmentation': ('mmseg', 'MMSegInferencer', 'SegLocalVisualizer'),
 }
+_READABLE = 240  # pixels of the shorter side, from which a class's name can be read
 
 _logger = logging.getLogger(__name__)
 
@@ -87,11 +88,15 @@ class Demo:
         return self.inferencer.forward(batch)[0]
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Draws what the model predicts: (H, W, 3) uint8, RGB, of an image as for ``predict``."""
+        """Draws what the model predicts: (H, W, 3) uint8, RGB, of an image as for ``predict``.
+
+        A small image is enlarged for the name of its class.
+        """
         sample, photo = self.predict(image), as_photo(rgb_or_bands(image))
         visualizer = self.inferencer.visualizer
         if hasattr(visualizer, 'visualize_cls'):
-            visualizer.visualize_cls(photo, sample, draw_gt=False)
+            side = max(_READABLE, min(photo.shape[:2]))
+            visualizer.visualize_cls(photo, sample, draw_gt=False, resize=side)
         else:
             visualizer.add_datasample('', photo, sample, draw_gt=False, **self.drawing)
         return visualizer.get_image()
