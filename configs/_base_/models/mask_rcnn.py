@@ -1,7 +1,7 @@
 # Mask R-CNN with an FPN of 256 channels, 80 classes. Padding stays out of the clusters: images of a
 # batch have different sizes. Clustering in windows of the 224x224 training grid keeps the time
-# linear in the image: on a CPU 0.88 of the exact global form's (cluster_window=None) on a photograph
-# of 800x1344, where that leaves out most distances; a GPU computes them all. It moves the output of
+# linear in the image: on a CPU 0.88 of the exact form's (cluster_window=None) on a photograph of
+# 800x1344, where that leaves out most distances; a GPU computes them all. It moves the output of
 # attention less than random centres would; fine clusters of the own window only
 # (fine_scope='window') would change it past recognition for little more speed. docs/results.md has
 # the measurement.
