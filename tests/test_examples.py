@@ -46,6 +46,7 @@ def words(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_digits_are_learned_and_split_as_the_data_set_says(sounds):
     command = [sys.executable, str(SCRIPT), 'digits', str(sounds), '--epochs', '25']
     done = subprocess.run([*command, '--seeds', '0', '1'], capture_output=True, text=True)

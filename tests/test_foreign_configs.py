@@ -247,6 +247,7 @@ def test_a_librarys_browse_dataset_runs_on_our_leaf(library, data, tmp_path):
     assert len([path for path in (tmp_path / 'out').rglob('*') if path.is_file()]) == 2
 
 
+@pytest.mark.slow
 def test_mmsegs_own_flop_counter_runs_on_our_leaf(tmp_path):
     site = Path(pytest.importorskip('mmseg').__file__).parent
     tool = site / '.mim/tools/analysis_tools/get_flops.py'

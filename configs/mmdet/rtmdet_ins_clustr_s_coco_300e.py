@@ -23,3 +23,6 @@ optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = _base_.param_scheduler
 param_scheduler[1].eta_min = 1e-4
 auto_scale_lr = dict(base_batch_size=256)
+# Without an object in a process's images the mask branch has no gradient, which several processes
+# would stop at.
+find_unused_parameters = True

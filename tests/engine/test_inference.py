@@ -231,7 +231,7 @@ def test_images_of_a_folder_and_of_any_name(checkpoints, photo, tmp_path, capsys
         draw(task, checkpoints(task), source, tmp_path / 'out')
     names = [Path(line).name for line in capsys.readouterr().out.split()]
     assert names == ['a.JPG', 'b.png', 'photo.png']
-    assert all(cv2.imread(str(tmp_path / 'out' / name)).shape == (80, 120, 3) for name in names)
+    assert all(cv2.imread(str(tmp_path / 'out' / name)).shape == (240, 360, 3) for name in names)
 
 
 def test_no_overlay_replaces_what_it_is_drawn_on(checkpoints, photo):

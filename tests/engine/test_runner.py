@@ -54,6 +54,7 @@ def test_checkpoints_are_whole_and_leave_nothing_beside_them(tmp_path):
     assert not [name for name in files if name.endswith('.part')]
 
 
+@pytest.mark.slow
 def test_full_disk_stops_in_one_line_and_the_checkpoint_before_stays(tmp_path):
     # Whatever is written through this name meets a device without room.
     os.symlink('/dev/full', tmp_path / 'iter_2.pth.part')

@@ -242,6 +242,7 @@ def test_built_for_avx2_alone_it_is_the_reference_too(tmp_path, monkeypatch):
     assert len(libraries(tmp_path)) == 1
 
 
+@pytest.mark.slow
 @needs_library
 def test_several_processes_compile_at_once(tmp_path):
     program = 'import torch; from clustr_mm import dpc_knn; print(dpc_knn(torch.eye(9)[None], 3))'

@@ -160,6 +160,7 @@ def test_normalised_as_each_library_does(library):
         assert torch.allclose(normalise(np.asarray(photo), each)[0], expected)
 
 
+@pytest.mark.slow
 def test_the_tool_writes_a_sheet_a_photograph(tmp_path):
     (tmp_path / 'photos' / 'more').mkdir(parents=True)
     a_photo(64, 96).save(tmp_path / 'photos' / 'a.jpg')

@@ -77,6 +77,7 @@ def test_a_window_as_large_as_the_image_changes_nothing(image):
     assert exact.ratio == 1 and exact.seconds > 0 and exact.to_dense is None
 
 
+@pytest.mark.slow
 def test_rows_are_means_and_worsts_over_blocks_and_images(image):
     name = 'cluster_window=8'
     models = build([name, 'grouping=dense'])
