@@ -10,15 +10,16 @@ scores in the images' size, and of a detector the neck's maps; with --backbone t
 model's stages.
 
 The graph is compared with PyTorch on noise and on a single colour, at two batches, and three sizes
-where it takes any. It is not kept if they differ by more than 1e-2 or by NaN. More than 1e-4 is a
-warning: rounding then decided where tokens are nearly equal, as on a single colour, or now and then
-one of twenty thousand of noise. The time is of one image, both in turn, on torch's threads
-(OMP_NUM_THREADS=1 makes it one).
+where it takes any. It is not kept if they differ by more than 1e-4 on noise or by NaN; more on a
+single colour, where rounding decides between tokens that are nearly equal, is a warning. So is up
+to 1e-2 on one draw of noise if two more agree: rounding decides for one of twenty thousand tokens.
+The time is of one image, both in turn, on torch's threads (OMP_NUM_THREADS=1 makes it one).
 
 The distances of all tokens are in memory at once, several times: 4 (H W / 16)^2 bytes each.
 """
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -46,9 +47,8 @@ from clustr_mm.engine.export import (
 from clustr_mm.engine.options import Parser, add_trust
 from clustr_mm.weights.files import load_strictly, read_checkpoint, state_dict_of
 
-# From rounding alone the outputs differ by about 1e-6; by 1.5e-4 where it moves one token of noise
-# to another cluster (a trained classifier of 64 pixels), by up to 4e-3 on a single colour.
-ROUNDING, TOLERANCE = 1e-4, 1e-2
+TOLERANCE = 1e-4
+BY_ROUNDING = 1e-2  # where rounding moves a token to another cluster: 1.5e-4 of noise was seen
 ROUNDS = 7
 
 
@@ -110,21 +110,35 @@ def shapes_to_check(options: argparse.Namespace) -> list[tuple[int, int, int]]:
 def check(module: torch.nn.Module, path: str, options: argparse.Namespace) -> None:
     """Prints how far a written graph is from PyTorch, and refuses one that is too far."""
     found = differences(module, path, shapes_to_check(options))
+    apart = [
+        shape
+        for (shape, kind), far in found.items()
+        if kind == 'random' and TOLERANCE < far <= BY_ROUNDING
+    ]
+    for shape in apart:
+        more = [differences(module, path, [shape], draw)[shape, 'random'] for draw in (1, 2)]
+        again = float(np.max(more))
+        print(
+            f'warning: one draw of noise differs by {found[shape, "random"]:.1e}, two more by '
+            f'{again:.1e}; where two tokens are nearly equal, rounding decides'
+        )
+        found[shape, 'random'] = again
     for ((batch, height, width), kind), difference in found.items():
         print(f'{batch} x {height} x {width}, {kind}: differs from PyTorch by {difference:.1e}')
-    for kind, images in (('random', 'noise'), ('flat', 'a single colour')):
-        # Python's max would pass over NaN.
-        largest = float(np.max([value for (_, each), value in found.items() if each == kind]))
-        if not largest <= TOLERANCE:
-            raise UserError(
-                f'the graph differs from PyTorch by {largest:.1e} on {images}; more than '
-                f'{TOLERANCE:.0e}, or NaN, is not kept'
-            )
-        if largest > ROUNDING:
-            print(
-                f'warning: on {images} it differs by {largest:.1e}, more than {ROUNDING:.0e}: '
-                'tokens are nearly equal there, and rounding decides which go together'
-            )
+    noise, flat = (
+        float(np.max([value for (_, kind), value in found.items() if kind == wanted]))
+        for wanted in ('random', 'flat')
+    )  # Python's max would pass over NaN
+    if not noise <= TOLERANCE or math.isnan(flat):
+        raise UserError(
+            f'the graph differs from PyTorch by {noise:.1e} on noise and {flat:.1e} on a single '
+            f'colour; more than {TOLERANCE:.0e} on noise, or NaN, is not kept'
+        )
+    if flat > TOLERANCE:
+        print(
+            f'warning: on a single colour it differs by {flat:.1e}, more than {TOLERANCE:.0e}: '
+            'tokens are nearly equal there, and rounding decides which become centres'
+        )
 
 
 def compare_times(model: torch.nn.Module, path: str, options: argparse.Namespace) -> None:

@@ -314,7 +314,7 @@ def to_onnx(program: Any, path: str, output_names: Sequence[str] = ()) -> None:
 
 
 def differences(
-    module: nn.Module, path: str, shapes: Sequence[Sequence[int]]
+    module: nn.Module, path: str, shapes: Sequence[Sequence[int]], draw: int = 0
 ) -> dict[tuple[tuple[int, ...], str], float]:
     """Compares a written graph with the module, in exportable form, that it was made of.
 
@@ -322,6 +322,7 @@ def differences(
         module: The module, in evaluation mode.
         path: The graph: ``.pt2``, or an ONNX model, which ONNX Runtime computes.
         shapes: Batch, height and width of images to compare on: noise and a single colour for each.
+        draw: Which noise.
 
     Returns:
         The largest difference of an output's element, by shape and kind of images; NaN if one of
@@ -331,7 +332,7 @@ def differences(
     compute = load_graph(path)
     found = {}
     for batch, *size in shapes:
-        generator = torch.Generator().manual_seed(batch)
+        generator = torch.Generator().manual_seed(batch + 1000 * draw)
         noise = torch.randn(batch, channels_of(module), *size, generator=generator)
         for kind, images in (('random', noise), ('flat', torch.full_like(noise, 0.7))):
             with torch.no_grad():
