@@ -22,7 +22,7 @@ COMMON = [
 EPOCH = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
 TASKS = {
     'ade20k': (
-        'mmseg/upernet_clustr_t_mini.py',
+        'mmseg/upernet_clustr_pvtb0_mini.py',
         'iter_2.pth',
         ['train_cfg.max_iters=2', 'train_cfg.val_interval=2'],
     ),

@@ -18,7 +18,7 @@ from clustr_mm.datasets.mini.mini import MiniData, build
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = dict(
-    seg='mmseg/upernet_clustr_t_mini.py',
+    seg='mmseg/upernet_clustr_pvtb0_mini.py',
     det='mmdet/mask_rcnn_clustr_t_mini.py',
     pose='mmpose/topdown_clustr_t_mini.py',
 )

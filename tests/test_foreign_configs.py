@@ -227,7 +227,7 @@ def test_a_config_of_classes_without_default_hooks_trains_and_tests(data, tmp_pa
 @pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
 def test_a_librarys_browse_dataset_runs_on_our_leaf(library, data, tmp_path):
     leaf, layout = dict(
-        mmdet=('mask_rcnn_clustr_t_mini.py', 'coco'), mmseg=('upernet_clustr_t_mini.py', 'ade20k')
+        mmdet=('mask_rcnn_clustr_t_mini.py', 'coco'), mmseg=('upernet_clustr_pvtb0_mini.py', 'ade20k')
     )[library]
     site = Path(pytest.importorskip(library).__file__).parent
     done = subprocess.run(
@@ -251,7 +251,7 @@ def test_a_librarys_browse_dataset_runs_on_our_leaf(library, data, tmp_path):
 def test_mmsegs_own_flop_counter_runs_on_our_leaf(tmp_path):
     site = Path(pytest.importorskip('mmseg').__file__).parent
     tool = site / '.mim/tools/analysis_tools/get_flops.py'
-    leaf = ROOT / 'configs/mmseg/upernet_clustr_t_mini.py'
+    leaf = ROOT / 'configs/mmseg/upernet_clustr_pvtb0_mini.py'
     done = subprocess.run(
         [sys.executable, tool, leaf, '--shape', '64', '64'],
         cwd=tmp_path,

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.long
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 # Layout, config, and the side of a picture.
 TASKS = {
-    'segmentation': ('ade20k', 'mmseg/upernet_clustr_t_mini.py', 64),
+    'segmentation': ('ade20k', 'mmseg/upernet_clustr_pvtb0_mini.py', 64),
     'detection': ('coco', 'mmdet/mask_rcnn_clustr_t_mini.py', 64),
     'pose': ('coco_wholebody', 'mmpose/topdown_clustr_t_mini.py', 128),
     'classification': ('imagenet', 'mmpretrain/clustr_t_mini.py', 64),

@@ -20,7 +20,7 @@ pytest.importorskip('mmseg')
 from clustr_mm.datasets.mini.mini import MiniData, build
 
 ROOT = Path(__file__).resolve().parents[1]
-LEAF = ROOT / 'configs' / 'mmseg' / 'upernet_clustr_t_mini.py'
+LEAF = ROOT / 'configs' / 'mmseg' / 'upernet_clustr_pvtb0_mini.py'
 OPTIONS = [
     'train_dataloader.batch_size=2', 'model.data_preprocessor.size=(64,64)',
     'model.decode_head.channels=32',

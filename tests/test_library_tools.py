@@ -117,7 +117,7 @@ OUTPUTS = dict(
 )
 LEAVES = dict(
     mmdet=('mmdet/mask_rcnn_clustr_t_mini.py', 'coco', 'instances_val2017.json'),
-    mmseg=('mmseg/upernet_clustr_t_mini.py', 'ade20k', None),
+    mmseg=('mmseg/upernet_clustr_pvtb0_mini.py', 'ade20k', None),
     mmpose=('mmpose/topdown_clustr_t_mini.py', 'coco', 'coco_wholebody_val_v1.0.json'),
     mmpretrain=('mmpretrain/clustr_t_mini.py', 'imagenet', None),
 )

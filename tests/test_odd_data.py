@@ -43,7 +43,7 @@ TASKS = {
     'pose': ('mmpose/topdown_clustr_t_mini.py', 'coco', EPOCH),
     'cls': ('mmpretrain/clustr_t_mini.py', 'imagenet', EPOCH),
     'seg': (
-        'mmseg/upernet_clustr_t_mini.py',
+        'mmseg/upernet_clustr_pvtb0_mini.py',
         'ade20k',
         [
             'train_cfg.max_iters=5', 'train_cfg.val_begin=9',

@@ -21,7 +21,7 @@ from clustr_mm.engine.errors import run_tool
 from clustr_mm.weights.files import trust_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = str(ROOT / 'configs' / 'mmseg' / 'upernet_clustr_t_mini.py')
+CONFIG = str(ROOT / 'configs' / 'mmseg' / 'upernet_clustr_pvtb0_mini.py')
 SMALL = [
     '--device', 'cpu', '--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2',
     'train_dataloader.batch_size=2', 'train_dataloader.num_workers=0',

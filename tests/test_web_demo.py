@@ -31,7 +31,7 @@ from clustr_mm.engine import UserError
 from clustr_mm.engine.pictures import image_loader
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / 'configs' / 'mmseg' / 'upernet_clustr_t_mini.py'
+CONFIG = ROOT / 'configs' / 'mmseg' / 'upernet_clustr_pvtb0_mini.py'
 REAL = sorted((ROOT.parent / 'shared' / 'realdata' / 'coco' / 'val2017').glob('*.jpg'))
 TOOL = runpy.run_path(str(ROOT / 'tools' / 'web_demo.py'))
 CHROMIUM, DRIVER = shutil.which('chromium'), shutil.which('chromedriver')

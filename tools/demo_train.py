@@ -37,7 +37,7 @@ from clustr_mm.visualization import compare_segmentation, distinct_colors
 
 CONFIG = os.path.join(
     os.path.dirname(os.path.abspath(__file__)),
-    '../configs/mmseg/upernet_clustr_t_mini.py',
+    '../configs/mmseg/upernet_clustr_pvtb0_mini.py',
 )
 # Warnings that this run's user can do nothing about; the log file has them.
 _USUAL = re.compile(
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         islice(runner.val_dataloader, 1),
         classes,
         distinct_colors(len(classes)),  # ADE20K's own colours make bottle and grass one green
-        title=f'ClusTR-T + UperNet on the mini data set, {runner.iter} iterations from scratch: '
+        title=f'ClusTR + UperNet on the mini data set, {runner.iter} iterations from scratch: '
         f'mIoU {score:.1f}',
     )
     picture = os.path.join(options.work_dir, 'demo.png')

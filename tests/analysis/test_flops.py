@@ -122,7 +122,7 @@ def test_the_count_on_the_meta_device_is_that_of_a_real_pass_on_any_backend(back
 @pytest.mark.parametrize(
     ('path', 'shape', 'parts'),
     [
-        ('mmseg/upernet_clustr_t_mini', (96, 96), {'heads'}),
+        ('mmseg/upernet_clustr_pvtb0_mini', (96, 96), {'heads'}),
         ('mmseg/semfpn_clustr_t_ade20k', (512, 512), {'neck', 'heads'}),
         ('mmdet/mask_rcnn_clustr_t_coco_1x', (800, 1333), {'neck', 'heads'}),
         ('mmpose/topdown_clustr_t_wholebody_256x192', (256, 192), {'neck', 'heads'}),

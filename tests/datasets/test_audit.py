@@ -29,7 +29,7 @@ from clustr_mm.engine.config import set_data_root
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 LAYOUTS = {
-    'seg': ('ade20k', 'mmseg/upernet_clustr_t_mini.py'),
+    'seg': ('ade20k', 'mmseg/upernet_clustr_pvtb0_mini.py'),
     'det': ('coco', 'mmdet/mask_rcnn_clustr_t_mini.py'),
     'pose': ('coco_wholebody', 'mmpose/topdown_clustr_t_mini.py'),
     'cls': ('imagenet', 'mmpretrain/clustr_t_mini.py'),

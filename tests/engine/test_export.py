@@ -202,7 +202,7 @@ def graph_of(name, **changes):
     return GRAPHS[name.split('/')[0]](model_of(name, **changes)).eval()
 
 
-@pytest.mark.parametrize('name', ['semfpn_clustr_t_ade20k', 'upernet_clustr_t_mini'])
+@pytest.mark.parametrize('name', ['semfpn_clustr_t_ade20k', 'upernet_clustr_pvtb0_mini'])
 def test_the_graph_of_a_segmentation_model_gives_its_scores(name):
     model = model_of(f'mmseg/{name}')
     images = torch.randn(2, 3, 97, 131)
@@ -286,8 +286,8 @@ def test_a_foreign_model_that_cannot_be_exported_is_said_in_one_line():
     ('name', 'static'),
     [
         ('mmseg/semfpn_clustr_t_ade20k', False),
-        ('mmseg/upernet_clustr_t_mini', False),
-        ('mmseg/upernet_clustr_t_mini', True),
+        ('mmseg/upernet_clustr_pvtb0_mini', False),
+        ('mmseg/upernet_clustr_pvtb0_mini', True),
         ('mmpretrain/clustr_t_mini', False),
         ('mmpose/topdown_clustr_t_mini', False),
         ('mmdet/mask_rcnn_clustr_t_mini', True),

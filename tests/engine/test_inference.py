@@ -86,7 +86,7 @@ def test_a_prediction_is_that_of_the_librarys_inferencer_on_the_file(checkpoints
 
 SEG_STYLES = {
     'eight bands of 16 bits': """
-_base_ = '{root}/configs/mmseg/upernet_clustr_t_mini.py'
+_base_ = '{root}/configs/mmseg/upernet_clustr_pvtb0_mini.py'
 load = dict(type='LoadImageFromFile', imdecode_backend='tifffile', color_type='unchanged')
 test_dataloader = dict(dataset=dict(pipeline=[load, dict(type='PackSegInputs')]))
 model = dict(backbone=dict(in_channels=8), data_preprocessor=dict(

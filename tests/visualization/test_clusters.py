@@ -199,7 +199,7 @@ def test_the_hook_writes_to_tensorboard_during_training(tmp_path):
     data = build(tmp_path / 'mini', mini)['ade20k']
     config = tmp_path / 'pictures.py'
     config.write_text(
-        f"_base_ = '{ROOT}/configs/mmseg/upernet_clustr_t_mini.py'\n"
+        f"_base_ = '{ROOT}/configs/mmseg/upernet_clustr_pvtb0_mini.py'\n"
         "modules = [*_base_.custom_imports.imports, 'clustr_mm.visualization']\n"
         'custom_imports = dict(imports=modules)\n'
         "custom_hooks = [dict(type='ClusterPictureHook', stages=[1], images=2)]\n"
