@@ -227,7 +227,8 @@ def test_a_config_of_classes_without_default_hooks_trains_and_tests(data, tmp_pa
 @pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
 def test_a_librarys_browse_dataset_runs_on_our_leaf(library, data, tmp_path):
     leaf, layout = dict(
-        mmdet=('mask_rcnn_clustr_t_mini.py', 'coco'), mmseg=('upernet_clustr_pvtb0_mini.py', 'ade20k')
+        mmdet=('mask_rcnn_clustr_t_mini.py', 'coco'),
+        mmseg=('upernet_clustr_pvtb0_mini.py', 'ade20k'),
     )[library]
     site = Path(pytest.importorskip(library).__file__).parent
     done = subprocess.run(

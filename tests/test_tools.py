@@ -234,7 +234,7 @@ def test_command_line_mistakes_are_one_line(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('trusted', [False, True])
-@pytest.mark.parametrize('tool', ['export', 'demo', 'analysis/clusters', 'analysis/ablate'])
+@pytest.mark.parametrize('tool', ['export', 'demo', 'analysis/clusters'])
 def test_a_tool_that_names_trust_checkpoint_takes_it(tool, trusted, tmp_path):
     checkpoint = tmp_path / 'more.pth'
     torch.save(dict(state_dict={}, more=Fraction(1, 2)), checkpoint)  # no plain data
@@ -243,11 +243,7 @@ def test_a_tool_that_names_trust_checkpoint_takes_it(tool, trusted, tmp_path):
         'export': [CONFIG, checkpoint, tmp_path / 'a.onnx', '--backbone'],
         'demo': ['segmentation', CONFIG, checkpoint, tmp_path / 'a.png', '--device', 'cpu'],
         'analysis/clusters': [CONFIG, checkpoint, tmp_path / 'a.png', '--device', 'cpu'],
-        'analysis/ablate': [
-            CONFIG, checkpoint, '--images', tmp_path / 'a.png', '--device', 'cpu',
-            '--settings', 'exact',
-        ],
-    }[tool]  # fmt: skip
+    }[tool]
     main = runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'))['main']
     try:
         with pytest.raises(Exception) as error:
@@ -261,9 +257,9 @@ def test_a_tool_that_names_trust_checkpoint_takes_it(tool, trusted, tmp_path):
     'tool',
     [
         'check_data', 'convert_checkpoint', 'demo', 'demo_train', 'export', 'make_mini_data',
-        'publish_checkpoint', 'web_demo', 'analysis/ablate',
-        'analysis/clusters', 'analysis/compare', 'analysis/count_params',
-        'analysis/draw_architecture', 'analysis/get_flops', 'examples/classify_sequences',
+        'publish_checkpoint', 'web_demo', 'analysis/clusters', 'analysis/compare',
+        'analysis/count_params', 'analysis/draw_architecture', 'analysis/get_flops',
+        'examples/classify_sequences',
     ],
 )  # fmt: skip
 def test_a_mistyped_option_of_any_tool_is_one_line(tool, capsys):

@@ -15,7 +15,6 @@ from torch import nn
 
 from clustr_mm.models import ClusTR
 
-EXACT = 'exact'
 _ARCHS = {'clustr_t': 'tiny', 'clustr_s': 'small', 'clustr_b': 'base'}
 # Configs in mmdet (ConvNeXt in mmpretrain), and names and further arguments in timm. The rate of
 # stochastic depth is the one that mmdet's have, and ClusTR; ResNet has none there.
@@ -49,22 +48,20 @@ def parse_setting(text: str) -> dict[str, Any]:
     """Reads a setting of ClusTR.
 
     Args:
-        text: ``'exact'`` or ``'KEY=VALUE'``, several joined by ``+``. A value is a Python literal
-            or else a string: ``56``, ``None``, ``(1,4)``, ``window``.
+        text: ``'KEY=VALUE'``, several joined by ``+``. A value is a Python literal or else a
+            string: ``56``, ``None``, ``(1,4)``, ``window``.
 
     Returns:
-        Values by key; empty for ``'exact'``.
+        Values by key.
 
     Raises:
         ValueError: If it cannot be read, or a key comes twice.
     """
-    if text == EXACT:
-        return {}
     options: dict[str, Any] = {}
     for part in text.split('+'):
         key, equals, value = part.partition('=')
         if not (key.isidentifier() and equals and value):
-            raise ValueError(f'setting is {text!r}; use {EXACT!r} or KEY=VALUE, joined by +')
+            raise ValueError(f'setting is {text!r}; use KEY=VALUE, joined by +')
         if key in options:
             raise ValueError(f'setting {text!r} has {key} twice; leave one')
         try:
@@ -90,7 +87,7 @@ def build_backbone(name: str, shape: tuple[int, int]) -> tuple[nn.Module, str]:
     kind, _, setting = name.partition('+')
     if kind in _ARCHS:
         try:
-            return ClusTR(_ARCHS[kind], **parse_setting(setting or EXACT)), 'clustr_mm'
+            return ClusTR(_ARCHS[kind], **(parse_setting(setting) if setting else {})), 'clustr_mm'
         except TypeError as error:  # an option that there is not
             raise ValueError(f'model {name}: {error}') from error
     if name not in PEERS:

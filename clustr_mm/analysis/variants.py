@@ -16,7 +16,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from clustr_mm.analysis.ablation.groupings import GROUPINGS, regroup
+from clustr_mm.analysis.groupings import GROUPINGS, regroup
 from clustr_mm.integrations.openmmlab import ClusTR
 from clustr_mm.models import ClusterAttention, Clusters, SelfAttention
 from clustr_mm.models.cluster_attention import attend

@@ -29,7 +29,9 @@ def test_the_documentation_holds_what_the_tool_prints(capsys, tmp_path, monkeypa
     assert len(rows) == len(list(CONFIGS.glob('mm*/*.py')))
 
 
-@pytest.mark.parametrize('name', ['mmseg/upernet_clustr_pvtb0_mini', 'mmdet/mask_rcnn_clustr_t_mini'])
+@pytest.mark.parametrize(
+    'name', ['mmseg/upernet_clustr_pvtb0_mini', 'mmdet/mask_rcnn_clustr_t_mini']
+)
 def test_parts_are_those_of_the_model_that_trains(name):
     cfg = Config.fromfile(str(CONFIGS / f'{name}.py'))
     counted = count_parameters(cfg)

@@ -1,9 +1,9 @@
-"""The groupings that settings are compared with are what their names say."""
+"""The groupings that density peaks are compared with are what their names say."""
 
 import pytest
 import torch
 
-from clustr_mm.analysis.ablation.groupings import GROUPINGS, RegroupedAttention
+from clustr_mm.analysis.groupings import GROUPINGS, RegroupedAttention
 from clustr_mm.models import ClusterAttention
 
 HW = (12, 18)
@@ -56,7 +56,7 @@ def test_every_random_centre_keeps_itself_among_equal_tokens():
 
 def test_random_centres_do_not_depend_on_the_tiles(x, monkeypatch):
     whole = GROUPINGS['random'](x, (13,), HW).labels[0]
-    monkeypatch.setattr('clustr_mm.analysis.ablation.groupings._TILE', 2 * 13 * 5)
+    monkeypatch.setattr('clustr_mm.analysis.groupings._TILE', 2 * 13 * 5)
     assert torch.equal(GROUPINGS['random'](x, (13,), HW).labels[0], whole)
 
 
@@ -94,7 +94,7 @@ def test_kmeans_finds_groups_that_lie_apart(monkeypatch):
     x = 100 * torch.eye(16)[group] + torch.randn(1, TOKENS, 16)
     # One centre of each group, so that the end is known.
     places = torch.stack([(group[0] == g).nonzero()[0, 0] for g in range(3)])
-    monkeypatch.setattr('clustr_mm.analysis.ablation.groupings._random_places', lambda x: places)
+    monkeypatch.setattr('clustr_mm.analysis.groupings._random_places', lambda x: places)
     (labels,) = GROUPINGS['kmeans'](x, (3,), HW).labels
     assert torch.equal(labels, group)
 

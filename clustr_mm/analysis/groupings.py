@@ -1,8 +1,7 @@
 """Other ways to group tokens, behind ``ClusterAttention``'s interface: reference points.
 
-A grouping takes the attention's tokens and cluster counts and returns ``Clusters``. They tell what
-a difference between two settings of the density-peaks clustering means: a change as large as that
-to random centres has lost what the clustering finds.
+A grouping takes the attention's tokens and cluster counts and returns ``Clusters``. Trained in the
+place of the density peaks they tell what is worth finding clusters for.
 
 Symbols: B images, N = H W tokens, C channels, M clusters.
 """

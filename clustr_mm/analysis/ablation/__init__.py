@@ -1,1 +1,0 @@
-"""What each setting of the clustering costs, changes and scores."""
