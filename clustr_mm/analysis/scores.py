@@ -107,20 +107,29 @@ def write_tables(
 
 
 def plot(folder: str | os.PathLike, study: Study, lines: Sequence[dict[str, Any]]) -> None:
-    """Draws score against processor seconds of an image, with deviations, as cost.png."""
+    """Draws score against multiply-adds of an image, with deviations, as cost.png.
+
+    Multiply-adds, for times of runs on several machines do not compare.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), dpi=120, layout='constrained')
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for line in lines:
-        x, y = 1000 * line['image_seconds'], line['score']
-        axes.errorbar(x, y, yerr=line['deviation'] or 0, fmt='o', capsize=3)
-        axes.annotate(line['row'], (x, y), xytext=(6, 4), textcoords='offset points', fontsize=8)
-    axes.set_xlabel('CPU milliseconds of a test image, one thread')
+    for number, line in enumerate(lines):
+        axes.errorbar(
+            line['gmac'],
+            line['score'],
+            yerr=line['deviation'] or 0,
+            fmt='os^D'[number // 10 % 4],  # ten colours, then the next shape
+            color=f'C{number % 10}',
+            capsize=3,
+            label=line['row'],
+        )
+    axes.set_xlabel('GMAC of a test image, all layers and the clustering')
     axes.set_ylabel(f'{study.score} on the test split')
     axes.set_title(study.name)
-    axes.margins(0.15)
     axes.grid(alpha=0.3)
+    figure.legend(loc='outside right upper', fontsize=8, frameon=False)
     figure.savefig(Path(folder, 'cost.png'))
