@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 # Before torch is imported. On maps this small two threads gain a fifth on two idle cores, and wait
-# for each other where another program has one: a step of 0.24 s on one thread took 0.26 s there, on
+# for each other where another program has one: of ClusTR-T a step of 0.24 s took 0.26 s there, on
 # two threads 0.19 s, and 0.48 to 2.6 s there, as long as they spin.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 

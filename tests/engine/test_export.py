@@ -26,6 +26,7 @@ from clustr_mm.engine.export import (
     to_onnx,
     to_program,
 )
+from clustr_mm.models.clustr import ARCHS
 from clustr_mm.ops.merging import merge_by_product
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -172,7 +173,8 @@ def model_of(name, **changes):
     pytest.importorskip(library)
     cfg = Config.fromfile(str(CONFIGS / f'{name}.py'))
     # What reads the maps reads as many channels as the small backbone has.
-    channels = dict(zip((64, 128, 256, 512), ARCH['embed_dims'], strict=True))
+    widths = ARCHS[cfg.model.backbone.arch]['embed_dims']
+    channels = dict(zip(widths, ARCH['embed_dims'], strict=True))
 
     def narrowed(node):
         for key, value in node.items():

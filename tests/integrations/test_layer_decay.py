@@ -132,7 +132,8 @@ def test_each_librarys_mini_config_builds_with_it(library):
     lr = cfg.optim_wrapper.optimizer.lr
     assert set(settings) == {n for n, p in model.named_parameters() if p.requires_grad}
     rates = [each for name, (each, _) in settings.items() if name.startswith('backbone.')]
-    assert rates == sorted(rates) and rates[0] == pytest.approx(lr * RATE**11)
+    layers = sum(len(stage.blocks) for stage in model.backbone.stages)
+    assert rates == sorted(rates) and rates[0] == pytest.approx(lr * RATE ** (layers + 1))
     assert {each for name, (each, _) in settings.items() if not name.startswith('backbone.')} == {
         lr
     }
