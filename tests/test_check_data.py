@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 TOOL = ROOT / 'tools' / 'check_data.py'
 
 
+@pytest.mark.slow
 def test_a_line_a_fault_and_status_1(tmp_path):
     root = build(tmp_path / 'mini', MiniData('imagenet', 20, 20, (64, 64)))['imagenet']
     folder = min((root / 'train').iterdir())

@@ -142,6 +142,7 @@ def assert_finite(losses, count):
     assert all(math.isfinite(loss) for loss in losses)
 
 
+@pytest.mark.slow
 def test_detection_goes_through_all_that_is_odd_but_sound(data, tmp_path):
     root = data('det')
     for split in ('train', 'val'):
@@ -174,6 +175,7 @@ def test_detection_goes_through_all_that_is_odd_but_sound(data, tmp_path):
         assert 0 <= metrics[name] < 0.5  # one step a picture teaches nothing
 
 
+@pytest.mark.slow
 def test_pose_goes_through_all_that_is_odd_but_sound(data, tmp_path):
     root = data('pose')
     trained = dict.fromkeys(('train', 'val'), 0)
@@ -201,6 +203,7 @@ def test_pose_goes_through_all_that_is_odd_but_sound(data, tmp_path):
     assert 0 <= metrics['coco-wholebody/AP'] < 0.5
 
 
+@pytest.mark.slow
 def test_classification_goes_through_all_that_is_odd_but_sound(data, tmp_path):
     root = data('cls')
     for split in ('train', 'val'):
@@ -214,6 +217,7 @@ def test_classification_goes_through_all_that_is_odd_but_sound(data, tmp_path):
     assert 0 <= metrics['accuracy/top1'] <= 100
 
 
+@pytest.mark.slow
 def test_segmentation_goes_through_all_that_is_odd_but_sound(data, tmp_path):
     root = data('seg')
     for split in ('training', 'validation'):

@@ -198,6 +198,7 @@ def test_damaged_image_stops_training_by_name(damaged, tmp_path, workers):
     assert "action='skip'" in str(error.value) and '\n' not in str(error.value)
 
 
+@pytest.mark.slow
 def test_damaged_image_is_passed_over_where_the_config_says_so(damaged, tmp_path):
     image = min((damaged / 'images' / 'training').iterdir())
     skip = 'default_hooks.broken_files.action=skip'

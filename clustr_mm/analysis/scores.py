@@ -62,8 +62,23 @@ def summary(study: Study, records: Sequence[Record]) -> list[dict[str, Any]]:
     return lines
 
 
+def differences(lines: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
+    """How far the rows' means lie apart, and how far their seeds alone would put them.
+
+    Returns:
+        The standard deviation of the means over the rows, and the one to expect of rows that are
+        all alike: that of the seeds, pooled, by the root of their number. None of fewer than three
+        rows, of single seeds, or of rows with different numbers of them.
+    """
+    counts = {len(line['seeds'].split()) for line in lines}
+    if len(lines) < 3 or len(counts) > 1 or counts == {1}:
+        return None
+    pooled = statistics.fmean(line['deviation'] ** 2 for line in lines) ** 0.5
+    return statistics.stdev(line['score'] for line in lines), pooled / counts.pop() ** 0.5
+
+
 def table(study: Study, lines: Sequence[dict[str, Any]], tried: Sequence[Record]) -> str:
-    """The lines of ``summary`` as Markdown, and below them what the rates were chosen by."""
+    """The lines of ``summary`` as Markdown, their ``differences``, and how rates were chosen."""
     cells = [
         ['row', study.score, 'each seed', 'rate', 'M parameters', 'GMAC', 'CPU s training',
          'CPU s image']
@@ -83,6 +98,11 @@ def table(study: Study, lines: Sequence[dict[str, Any]], tried: Sequence[Record]
             ]
         )
     text = markdown_table(cells)
+    if apart := differences(lines):
+        text += (
+            f"\nThe rows' means have a deviation of {apart[0]:.2f}; by the seeds alone it would be "
+            f'{apart[1]:.2f}.\n'
+        )
     if tried:
         rates = [['row', *(f'{rate:g}' for rate in study.rates)]]
         for row in dict.fromkeys(record.row for record in tried):

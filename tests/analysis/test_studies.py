@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from clustr_mm.analysis.parameters import build_model
-from clustr_mm.analysis.scores import best_rate, plot, summary, table, write_tables
+from clustr_mm.analysis.scores import best_rate, differences, plot, summary, table, write_tables
 from clustr_mm.analysis.study import config_of, fingerprint, load_study
 from clustr_mm.analysis.trials import Record, Trials
 from clustr_mm.engine.config import load_config
@@ -74,6 +74,7 @@ def record(study, row, seed, score, **other):
     return Record(**{**facts, **other})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', FROM_SCRATCH, ids=lambda path: path.stem)
 def test_every_row_of_every_study_can_be_built_and_counted(path, monkeypatch):
     pytest.importorskip('mmdet')
@@ -206,6 +207,7 @@ def test_weights_of_a_seed_are_tested_without_training(mini, tmp_path, capsys):
         trials.do(study.runs('clustr', 0.0)[0])
 
 
+@pytest.mark.slow
 def test_weights_of_the_warm_start(tmp_path, capsys, monkeypatch):
     """Each file is what its name says, and the model of its row takes it whole."""
     pytest.importorskip('mmpretrain')
@@ -262,6 +264,7 @@ def test_weights_of_the_warm_start(tmp_path, capsys, monkeypatch):
         tool['main']([*arguments, '--out', str(out), '--seeds', '4', '--leave-out', '2'])
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_where_its_log_is(mini, tmp_path):
     pytest.importorskip('mmpretrain')
     study = load_study(str(mini))
@@ -302,9 +305,20 @@ def test_table_has_mean_and_sample_deviation(mini, tmp_path):
     assert lines[0]['deviation'] is None and lines[0]['train_seconds'] is None
     text = table(study, lines, [])
     assert '51.00 ± 1.00' in text and '50.00, 51.00, 52.00' in text
+    assert 'seeds alone' not in text, 'rows of one seed and of three'
     write_tables(tmp_path / 'out', study, lines, [])
     plot(tmp_path / 'out', study, lines)
     assert (tmp_path / 'out' / 'cost.png').stat().st_size > 5000
+
+
+def test_means_are_held_against_what_the_seeds_alone_would_make_of_them():
+    lines = [
+        dict(score=score, deviation=deviation, seeds='0:1.00 1:2.00 2:3.00 3:4.00')
+        for score, deviation in ((1.0, 0.1), (2.0, 0.5), (3.0, 0.7))
+    ]
+    assert differences(lines) == pytest.approx((1.0, 0.25))
+    assert differences(lines[:2]) is None, 'two rows have no deviation to speak of'
+    assert differences([*lines[:2], dict(lines[2], seeds='0:3.00')]) is None
 
 
 def test_fingerprint_is_of_what_decides_a_score_alone(mini):

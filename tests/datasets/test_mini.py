@@ -93,6 +93,7 @@ def test_wrong_parameters_are_named(arguments, words):
     assert words in str(error.value) and '\n' not in str(error.value)
 
 
+@pytest.mark.slow
 def test_tool_makes_refuses_and_says_where(tmp_path):
     def run(*arguments):
         return subprocess.run(

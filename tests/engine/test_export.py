@@ -391,6 +391,7 @@ def test_mistakes_are_said_in_one_line(arguments, message, tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_tool_writes_what_it_has_compared(narrow, tmp_path, capsys):
     out = tmp_path / 'new' / 'b.pt2'
     arguments = [narrow, str(out), '--backbone', '--shape', '65', '96', '--static']

@@ -39,6 +39,7 @@ def test_the_import_brings_no_engine_no_data_sets_and_no_opencv():
     assert of_others == ['clustr_mm.integrations.openmmlab']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'before',
     ["import sys; sys.modules['mmengine'] = None", 'import mmengine.registry'],

@@ -108,7 +108,7 @@ def gpu_to_compile_for(monkeypatch, tmp_path):
 
 
 # The interpreter takes much that the compiler does not.
-@pytest.mark.parametrize('capability', [80, 90])
+@pytest.mark.parametrize('capability', [pytest.param(80, marks=pytest.mark.slow), 90])
 def test_kernels_compile_for_a_gpu(capability, gpu_to_compile_for):
     gpu_to_compile_for(capability)
     compile_all(64, torch.float32, 'fp16x3')
