@@ -203,7 +203,6 @@ def test_pose_goes_through_all_that_is_odd_but_sound(data, tmp_path):
     assert 0 <= metrics['coco-wholebody/AP'] < 0.5
 
 
-@pytest.mark.slow
 def test_classification_goes_through_all_that_is_odd_but_sound(data, tmp_path):
     root = data('cls')
     for split in ('train', 'val'):
@@ -217,7 +216,6 @@ def test_classification_goes_through_all_that_is_odd_but_sound(data, tmp_path):
     assert 0 <= metrics['accuracy/top1'] <= 100
 
 
-@pytest.mark.slow
 def test_segmentation_goes_through_all_that_is_odd_but_sound(data, tmp_path):
     root = data('seg')
     for split in ('training', 'validation'):
