@@ -58,7 +58,7 @@ val_dataloader = dict(
 test_dataloader = dict(dataset=dict(type=_data, indices=500, pipeline=_test_pipeline))
 val_evaluator = dict(_delete_=True, type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
-train_cfg = dict(type='ResumableEpochLoop', max_epochs=15, val_interval=5)
+train_cfg = dict(type='ResumableEpochLoop', max_epochs=18, val_interval=5)
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
