@@ -1,5 +1,5 @@
-# What ClusTR keeps of a PVTv2-B0 that needs its attention, and how soon it learns the rest. By these
-# commands, one after another:
+# What ClusTR keeps of a PVTv2-B0 that needs its attention, and how soon it learns the rest. By
+# these commands, one after another:
 #   python tools/train.py tools/analysis/studies/_warm_start_tokens_teacher.py \
 #       --work-dir work_dirs/warm_start_tokens/teacher
 #   python tools/analysis/warm_start.py work_dirs/warm_start_tokens/teacher/epoch_18.pth \
