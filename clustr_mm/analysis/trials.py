@@ -184,7 +184,10 @@ class Trials:
         done, begun = folder / 'trained.json', folder / 'begun'
         if done.is_file():
             return json.loads(done.read_text())['seconds']
-        words = ['train.py', str(config), '--work-dir', str(folder), '--resume']
+        words = ['train.py', str(config), '--work-dir', str(folder)]
+        newest = folder / 'last_checkpoint'
+        if newest.is_file():  # else from the config's own load_from, where it has one
+            words += ['--resume', newest.read_text().strip()]
         if run.init_from is not None:
             words += ['--init-from', run.init_from]
         interrupted = begun.is_file()

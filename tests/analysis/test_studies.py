@@ -201,6 +201,14 @@ def test_weights_of_a_seed_are_tested_without_training(mini, tmp_path, capsys):
     assert record.train_seconds == 0 and record.score == pytest.approx(10)
     with pytest.raises(UserError, match='start_4'):
         trials.do(runs[0])
+    # Trained on, they are where it starts.
+    on = {**study.rows['clustr']['options'], 'train_cfg.max_epochs': 1}
+    study = replace(study, rows={'on': dict(seeds=(5,), rate=0.0, options=on)})
+    trials = Trials(study, tmp_path / 'records', tmp_path / 'work', str(tmp_path / 'data'))
+    record = trials.do(study.runs('on', 0.0)[0])
+    assert record.train_seconds > 0 and record.score == pytest.approx(10)
+    log = (tmp_path / 'work' / 'tiny' / 'on_seed5' / 'train.log').read_text()
+    assert f'Load checkpoint from {tmp_path}/start_5.pth' in log
     capsys.readouterr()
     study = replace(study, rows={'clustr': dict(rate=0.0, options={'train_cfg.max_epochs': 0})})
     with pytest.raises(UserError, match='trains for 0 epochs; give it weights as load_from'):
