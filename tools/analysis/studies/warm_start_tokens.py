@@ -2,30 +2,30 @@
 # these commands, one after another:
 #   python tools/train.py tools/analysis/studies/_warm_start_tokens_teacher.py \
 #       --work-dir work_dirs/warm_start_tokens/teacher
-#   python tools/analysis/warm_start.py work_dirs/warm_start_tokens/teacher/epoch_18.pth \
-#       data/tiny_imagenet20/train --out work_dirs/warm_start_tokens
+#   python tools/analysis/warm_start.py work_dirs/warm_start_tokens/teacher/epoch_16.pth \
+#       data/tiny_imagenet20/train --out work_dirs/warm_start_tokens --image-size 128
 #   python tools/analysis/compare.py tools/analysis/studies/warm_start_tokens.py
 # the first and the last with --data-root where the data lie elsewhere. Rates are chosen on pictures
 # held out of train. NAME_0 is without training, NAME_1 after one epoch, NAME_5 after five.
 _base_ = './_backbones.py'
 config = 'tools/analysis/studies/_warm_start_tokens_recipe.py'
 score = 'aAcc'
-shape = (96, 96)
+shape = (128, 128)
 seeds = (0, 1, 2)
 rates = (1e-4, 3e-4, 1e-3)
 rate_search = {}
 _epochs = {
-    number: {'train_cfg.max_epochs': number, 'param_scheduler.0.end': 50} for number in (0, 1, 5)
+    number: {'train_cfg.max_epochs': number, 'param_scheduler.0.end': 20} for number in (0, 1, 5)
 }
 _teacher = {
     'model.backbone': dict(_base_.pvtv2_b0, out_indices=(1, 2)),
-    'load_from': 'work_dirs/warm_start_tokens/teacher/epoch_18.pth',
+    'load_from': 'work_dirs/warm_start_tokens/teacher/epoch_16.pth',
 }
 rows = dict(
     teacher=dict(seeds=(0,), rate=0.0, options={**_teacher, **_epochs[0]}),
     scratch_1=dict(rate=1e-3, options=_epochs[1]),
     scratch_5=dict(rate=1e-3, options=_epochs[5]),
-    scratch_18=dict(seeds=(0,), rate=1e-3),
+    scratch_16=dict(seeds=(0,), rate=1e-3),
 )
 for _name, _changes in _base_.conversions.items():
     _start = {**_changes, 'load_from': f'work_dirs/warm_start_tokens/{_name}_{{seed}}.safetensors'}
