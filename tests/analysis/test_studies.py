@@ -109,7 +109,9 @@ def test_rows_that_are_tested_without_training_have_the_weights_they_are_given(n
         if row.endswith(('_1', '_5', '_16')):  # trained on
             continue
         model = build_empty(config_of(study, study.runs(row, None)[0]))
-        shapes[row.removesuffix('_0')] = {key: value.shape for key, value in model.state_dict().items()}
+        shapes[row.removesuffix('_0')] = {
+            key: value.shape for key, value in model.state_dict().items()
+        }
     if name == 'swapped_camvid':
         assert all(each == shapes['clustr'] for each in shapes.values())
     else:  # tools/analysis/warm_start.py makes the mean another network
