@@ -27,6 +27,7 @@ from clustr_mm.analysis.parameters import build_empty, build_model, parameters_o
 from clustr_mm.analysis.records import circumstances
 from clustr_mm.analysis.speed import time_call
 from clustr_mm.analysis.study import Run, Study, config_of, fingerprint
+from clustr_mm.engine.checkpoints import newest_checkpoint
 from clustr_mm.engine.config import library_of
 from clustr_mm.engine.errors import UserError
 
@@ -185,9 +186,8 @@ class Trials:
         if done.is_file():
             return json.loads(done.read_text())['seconds']
         words = ['train.py', str(config), '--work-dir', str(folder)]
-        newest = folder / 'last_checkpoint'
-        if newest.is_file():  # else from the config's own load_from, where it has one
-            words += ['--resume', newest.read_text().strip()]
+        if newest := newest_checkpoint(str(folder)):  # else from load_from, where there is one
+            words += ['--resume', newest]
         if run.init_from is not None:
             words += ['--init-from', run.init_from]
         interrupted = begun.is_file()
