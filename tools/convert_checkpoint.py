@@ -19,8 +19,10 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from mmengine.utils import track_iter_progress
 
 from clustr_mm.engine import UserError, run_tool
 from clustr_mm.engine.options import Parser, add_trust
@@ -93,7 +95,11 @@ def _from_pvt_v2(args: argparse.Namespace, arch: str | dict | None) -> str:
         images, are = read_photographs(args.images, args.num_images or 32, size), 'photographs'
     else:
         images, are = draw_scenes(size=size), 'drawn scenes, for want of photographs'
-    made = from_pvt_v2(state_dict, arch, images, args.calibrate or 'sigma', are)
+
+    def track(blocks: Iterable, number: int) -> Iterable:
+        return track_iter_progress((blocks, number), file=sys.stderr)
+
+    made = from_pvt_v2(state_dict, arch, images, args.calibrate or 'sigma', are, track)
     metadata = dict(
         source=args.src, source_sha256=file_hash(args.src), licence=LICENCE, how=made.how
     )

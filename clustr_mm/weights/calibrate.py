@@ -13,7 +13,7 @@ h heads of d channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -110,7 +110,7 @@ def calibrate(
     teacher: ClusTR,
     images: Sequence[Tensor] = (),
     full: bool = False,
-) -> None:
+) -> Iterator[None]:
     """Gives a ClusTR's keys and values those of its teacher, block by block from the image on.
 
     Each block sees what the blocks before it, done already, make of the images, one image after
@@ -126,6 +126,9 @@ def calibrate(
             teacher's over the windows of a cluster's tokens, then the values alone to what the
             teacher's heads read. Each fit stays as near the fold, then the first fit, as images
             that are held out from it want it to.
+
+    Yields:
+        After each block, for who shows how far it is.
     """
     inputs = theirs = [image[None] for image in images]
     for stage, other in zip(student.stages, teacher.stages, strict=True):
@@ -151,6 +154,7 @@ def calibrate(
                     for x, hw in zip(targets, sizes, strict=True)
                 ]
             tokens = [block(*each) for each in zip(tokens, sizes, clusters, strict=True)]
+            yield
         inputs = [stage.norm(x).mT.unflatten(2, hw) for x, hw in zip(tokens, sizes, strict=True)]
         theirs = [other.norm(x).mT.unflatten(2, hw) for x, hw in zip(targets, sizes, strict=False)]
 

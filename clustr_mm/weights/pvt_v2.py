@@ -11,7 +11,7 @@ then is our network with ``WindowAttention`` in place of the attention to cluste
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -88,6 +88,7 @@ def from_pvt_v2(
     images: Iterable[Tensor] = (),
     calibration: Calibration = 'sigma',
     images_are: str = 'photographs',
+    track: Callable[[Iterable, int], Iterable] = lambda blocks, number: blocks,
 ) -> Conversion:
     """Turns PVTv2's weights into a ClusTR's.
 
@@ -104,6 +105,8 @@ def from_pvt_v2(
         calibration: What to use them for: ``'sigma'``, that divisor, or ``'full'``, keys and values
             by least squares as well (32 to 256 photographs).
         images_are: What ``how`` calls the images.
+        track: Gets an iterable of blocks and their number and gives the blocks one by one, to show
+            how far it is: ``lambda blocks, number: tqdm(blocks, total=number)``.
 
     Returns:
         The weights, of the source's dtype, but of float32 for half precision: the MLP's inner
@@ -140,7 +143,11 @@ def from_pvt_v2(
     student.load_state_dict(
         {key: weights.get(key, torch.zeros_like(value)) for key, value in own.items()}
     )
-    calibrate(student, teacher, [each.to(stem.dtype) for each in pictures], calibration == 'full')
+    pictures = [each.to(stem.dtype) for each in pictures]
+    blocks = calibrate(student, teacher, pictures, calibration == 'full')
+    with_clusters = [n for n, r in zip(facts['depths'], facts['reductions'], strict=True) if r > 1]
+    for _ in track(blocks, sum(with_clusters)):
+        pass
     sizes = {key: value.numel() for key, value in own.items()}
     new = sum(n for key, n in sizes.items() if '.token_weight.' in key or key.startswith(copies))
     approximated = sum(

@@ -302,7 +302,8 @@ def test_an_address_becomes_a_backbone(b0, tmp_path, server, photographs, capsys
         'full',
     )
     assert convert(f'{server}/b0.safetensors', target, *options) == 0
-    said = capsys.readouterr().out
+    said, progress = capsys.readouterr()
+    assert '6/6' in progress and 'ETA' in progress
     for words in ('pvt_v2_b0', 'exact (91.9%)', '247,808 approximated (8.1%)', '518 new (0.0%)'):
         assert words in said
     with safe_open(target, 'pt') as file:
