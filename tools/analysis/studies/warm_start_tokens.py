@@ -23,16 +23,21 @@ _teacher = {
 }
 rows = dict(
     teacher=dict(seeds=(0,), rate=0.0, options={**_teacher, **_epochs[0]}),
+    # What the same training is worth without any conversion.
+    teacher_5=dict(seeds=(0,), rate='full256_5', options={**_teacher, **_epochs[5]}),
     scratch_1=dict(rate=1e-3, options=_epochs[1]),
     scratch_5=dict(rate=1e-3, options=_epochs[5]),
     scratch_16=dict(seeds=(0,), rate=1e-3),
 )
 for _name, _changes in _base_.conversions.items():
     _start = {**_changes, 'load_from': f'work_dirs/warm_start_tokens/{_name}_{{seed}}.safetensors'}
-    # Conversions are alike: one rate for all.
+    # Conversions are alike: of each length one rate for all. Keys and values at random want a high
+    # one from the first epoch on.
     _of = _name if _name in ('random_kv', 'mean') else 'full256'
     rows[f'{_name}_0'] = dict(rate=0.0, options={**_start, **_epochs[0]})
     rows[f'{_name}_1'] = dict(options={**_start, **_epochs[1]})
-    rows[f'{_name}_5'] = dict(rate=f'{_of}_1', options={**_start, **_epochs[5]})
+    rows[f'{_name}_5'] = dict(options={**_start, **_epochs[5]})
     if _of != _name:
         rows[f'{_name}_1']['rate'] = f'{_of}_1'
+    if _name != 'full256':
+        rows[f'{_name}_5']['rate'] = 'random_kv_1' if _name == 'random_kv' else 'full256_5'
