@@ -165,7 +165,7 @@ def test_base_is_b3_with_a_block_that_changes_nothing():
         for one, other in zip(network(x), loaded(b3)(x), strict=True):
             assert torch.equal(one, other)
     # And it learns from the first step on.
-    network.train()(x)[-1].square().sum().backward()
+    network(x)[-1].square().sum().backward()  # in training DropPath may leave the block out
     extra = network.stages[1].blocks[4]
     assert extra.attn.proj.weight.grad.any() and extra.mlp.fc2.weight.grad.any()
 
