@@ -35,6 +35,8 @@ for _name, _changes in _base_.conversions.items():
     # one from the first epoch on.
     _of = _name if _name in ('random_kv', 'mean') else 'full256'
     rows[f'{_name}_0'] = dict(rate=0.0, options={**_start, **_epochs[0]})
+    if _name == 'drawn':  # without photographs to convert with there are none to train on
+        continue
     rows[f'{_name}_1'] = dict(options={**_start, **_epochs[1]})
     rows[f'{_name}_5'] = dict(options={**_start, **_epochs[5]})
     if _of != _name:
